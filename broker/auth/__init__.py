@@ -1,0 +1,1 @@
+"""One authentication for every door."""

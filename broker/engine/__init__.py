@@ -1,0 +1,1 @@
+"""Feeds events to the router, performs its effects, keeps one timer."""

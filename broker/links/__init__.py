@@ -1,0 +1,1 @@
+"""Sockets: frame loop, outbox, writer, handshake, both ends."""

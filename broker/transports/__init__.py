@@ -1,0 +1,1 @@
+"""Dialects joined to routes."""

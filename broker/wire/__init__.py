@@ -1,0 +1,1 @@
+"""Pure codecs between bytes and the core's events and messages."""
