@@ -1,0 +1,82 @@
+"""Who may do what where: roles, grants, principals, and the rule for names."""
+
+import enum
+import re
+from functools import lru_cache
+
+import msgspec
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""What endpoints, methods and topics may be called; always matched in full."""
+
+
+class Role(enum.IntFlag):
+    """What a grant allows at an endpoint. CALLER and WORKER include LISTENER; ADMIN includes everything."""
+
+    NONE = 0
+    CALLER = 1
+    WORKER = 2
+    LISTENER = 4
+    ADMIN = 8
+
+
+ROLE_NAMES = {role.name.lower(): role for role in (Role.CALLER, Role.WORKER, Role.LISTENER, Role.ADMIN) if role.name}
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """Roles at every endpoint whose name matches one of the patterns (a name in which `*` stands for any run)."""
+
+    roles: Role
+    endpoints: tuple[str, ...] = ("*",)
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Somebody who proved who they are.
+
+    `expires_at` is wall-clock time in Unix seconds, None for never. `kind` says how they proved it
+    (`token`, `ticket`, `admin`, `local`, `host`), `token_id` by which stored token, if by one.
+    """
+
+    name: str
+    grants: tuple[Grant, ...]
+    expires_at: float | None = None
+    kind: str = "token"
+    token_id: str = ""
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name an endpoint, a method or a topic."""
+    return NAME.fullmatch(text) is not None
+
+
+def is_pattern(text: str) -> bool:
+    """Whether `text` is an endpoint pattern: a name in which `*` may stand anywhere."""
+    return is_name(text.replace("*", "a")) if text else False
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(piece) for piece in pattern.split("*")))
+
+
+def covers(patterns: tuple[str, ...], endpoint: str) -> bool:
+    """Whether one of the patterns matches the endpoint's whole name."""
+    return any(_compiled(pattern).fullmatch(endpoint) is not None for pattern in patterns)
+
+
+def roles_at(grants: tuple[Grant, ...], endpoint: str) -> Role:
+    """All that the grants allow at an endpoint, implied roles included."""
+    roles = Role.NONE
+    for grant in grants:
+        if grant.roles and covers(grant.endpoints, endpoint):
+            roles |= grant.roles
+    if roles & Role.ADMIN:
+        roles |= Role.CALLER | Role.WORKER
+    if roles & (Role.CALLER | Role.WORKER):
+        roles |= Role.LISTENER
+    return roles
+
+
+def is_admin(grants: tuple[Grant, ...]) -> bool:
+    """Whether the grants open the broker's own administration (`broker.admin.*`)."""
+    return any(grant.roles & Role.ADMIN for grant in grants)

@@ -1,0 +1,233 @@
+"""The broker's own methods: their parameters, checked, and what the listings say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import msgspec
+
+from broker.core.access import NAME, Role
+from broker.core.messages import Raw
+from broker.core.options import Written
+
+if TYPE_CHECKING:
+    from broker.core.pending import Request
+    from broker.core.registry import Endpoint
+    from broker.core.sessions import Session
+
+Name = Annotated[str, msgspec.Meta(pattern=f"^(?:{NAME.pattern})\\Z")]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class CommandError(ValueError):
+    """Parameters that are wrong; the text says which and what would be right."""
+
+
+class CallParams(Written, forbid_unknown_fields=True, kw_only=True):
+    """`broker.call`: ask an endpoint from a library that can add no member to its messages."""
+
+    endpoint: Name | None = None
+    method: Name
+    params: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ServeParams(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`broker.serve`: become a worker of an endpoint. `info` is shown to who asks `broker.describe`."""
+
+    endpoint: Name | None = None
+    methods: list[Name] | None = None
+    capacity: Count | None = None
+    info: msgspec.Raw = msgspec.Raw(b"")
+
+
+class UnserveParams(msgspec.Struct, forbid_unknown_fields=True):
+    """`broker.unserve`: be no worker of it any more."""
+
+    endpoint: Name | None = None
+
+
+class SubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
+    """`broker.subscribe`, `broker.unsubscribe`: an endpoint's broadcasts, or those of one of its topics."""
+
+    endpoint: Name | None = None
+    topic: Name | None = None
+    since: int | None = None
+
+
+class PublishParams(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`broker.publish`: to an endpoint's listeners, a topic's subscribers, one peer (`to`), or everybody."""
+
+    endpoint: Name | None = None
+    topic: Name | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    to: str | None = None
+
+
+class EndpointParams(msgspec.Struct, forbid_unknown_fields=True):
+    """`broker.describe`, `broker.endpoints`: which endpoint."""
+
+    endpoint: Name | None = None
+
+
+class CancelParams(msgspec.Struct, forbid_unknown_fields=True):
+    """`broker.admin.cancel`: the broker's own number of a request, as `broker.admin.pending` lists it."""
+
+    request: int
+
+
+class CloseParams(msgspec.Struct, forbid_unknown_fields=True):
+    """`broker.admin.close`: end a peer's link."""
+
+    peer: str
+    reason: str = "closed by an administrator"
+
+
+class NoParams(msgspec.Struct, forbid_unknown_fields=True):
+    """Methods without parameters."""
+
+
+Params = TypeVar("Params", bound=msgspec.Struct)
+
+
+def read_params(raw: Raw, kind: type[Params]) -> Params:
+    """The parameters by name. None at all is the same as an empty object. Raises CommandError."""
+    if not memoryview(raw).nbytes:
+        raw = b"{}"
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise CommandError(str(error)) from None
+
+
+# ---------------------------------------------------------------- listings
+
+
+class EndpointView(msgspec.Struct, kw_only=True):
+    """One endpoint as `broker.endpoints` lists it."""
+
+    endpoint: str
+    workers: int
+    free: int
+    queued: int
+    executing: int
+    listeners: int
+    policy: str
+    closed: str
+
+
+class WorkerView(msgspec.Struct, kw_only=True):
+    """One worker of an endpoint as `broker.describe` shows it."""
+
+    peer: str
+    methods: list[str] | None
+    capacity: int
+    executing: int
+    info: msgspec.Raw
+
+
+class PeerView(msgspec.Struct, kw_only=True):
+    """One session as `broker.admin.peers` lists it. Times in seconds."""
+
+    peer: str
+    principal: str
+    role: str
+    endpoint: str | None
+    serves: list[str]
+    dialect: str
+    remote: str
+    requests: int
+    executing: int
+    connected_s: float
+    congested: bool
+    strikes: int
+    nameless_replies: int
+
+
+class PendingView(msgspec.Struct, kw_only=True):
+    """One live request as `broker.admin.pending` lists it."""
+
+    request: int
+    peer: str
+    endpoint: str
+    method: str
+    state: str
+    worker: str | None
+    attempts: int
+    age_s: float
+    left_s: float
+
+
+def view_endpoint(endpoint: Endpoint) -> EndpointView:
+    """What is to be said of an endpoint."""
+    workers = endpoint.registrations.values()
+    return EndpointView(
+        endpoint=endpoint.name,
+        workers=len(workers),
+        free=len(endpoint.free),
+        queued=len(endpoint.queue),
+        executing=sum(worker.load for worker in workers),
+        listeners=endpoint.listeners,
+        policy=endpoint.limits.policy,
+        closed=endpoint.limits.closed,
+    )
+
+
+def view_workers(endpoint: Endpoint, peer_name: PeerNames) -> list[WorkerView]:
+    """The workers of an endpoint, in the order they came."""
+    return [
+        WorkerView(
+            peer=peer_name(worker.session),
+            methods=None if worker.methods is None else sorted(worker.methods),
+            capacity=worker.capacity,
+            executing=worker.load,
+            info=msgspec.Raw(bytes(worker.info.raw) or b"null"),
+        )
+        for worker in endpoint.registrations.values()
+    ]
+
+
+def view_peers(sessions: Iterable[Session], peer_name: PeerNames, now: float) -> list[PeerView]:
+    """Every session, in the order they came."""
+    return [
+        PeerView(
+            peer=peer_name(session),
+            principal=session.principal,
+            role=(Role(session.role).name or "").lower(),
+            endpoint=session.endpoint,
+            serves=[endpoint.name for endpoint in session.registrations],
+            dialect=session.dialect,
+            remote=session.remote,
+            requests=len(session.requests),
+            executing=len(session.attempts),
+            connected_s=round(now - session.attached_at, 3),
+            congested=session.congested,
+            strikes=len(session.strikes),
+            nameless_replies=session.nameless_replies,
+        )
+        for session in sessions
+    ]
+
+
+def view_pending(requests: Iterable[Request], peer_name: PeerNames, now: float) -> list[PendingView]:
+    """Live requests: where each is, who has it, how old it is."""
+    return [
+        PendingView(
+            request=request.id,
+            peer=peer_name(request.session),
+            endpoint=request.endpoint.name,
+            method=request.method,
+            state=request.state.value,
+            worker=peer_name(request.attempt.session) if request.attempt else None,
+            attempts=request.attempts,
+            age_s=round(now - request.accepted_at, 3),
+            left_s=round(request.deadline - now, 3),
+        )
+        for request in requests
+    ]
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    PeerNames = Callable[[Session], str]

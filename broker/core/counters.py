@@ -1,0 +1,45 @@
+"""What the router counts: plain integers, read by whoever shows them."""
+
+from broker.core.errors import KINDS
+
+LATENCY_BUCKETS = 32
+"""Bucket k counts requests that took less than 2**k microseconds, and no less than half of that."""
+
+
+class Counters:
+    """The books. At every moment `accepted` equals the sum of `ended` plus what is pending."""
+
+    __slots__ = (
+        "accepted", "attached", "attempts", "broadcasts", "broadcasts_refused", "cancels", "copies", "copies_dropped",
+        "detached", "ended", "foreign_replies", "late_replies", "latency", "latency_sum_s", "malformed",
+        "nameless_replies",
+        "notifications", "notifications_dropped", "retries", "strikes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.ended = {kind.name: 0 for kind in KINDS}
+        self.latency = [0] * LATENCY_BUCKETS
+        self.latency_sum_s = 0.0
+        self.attempts = 0
+        self.retries = 0
+        self.cancels = 0
+        self.late_replies = 0
+        self.foreign_replies = 0
+        self.nameless_replies = 0
+        self.malformed = 0
+        self.strikes = 0
+        self.notifications = 0
+        self.notifications_dropped = 0
+        self.broadcasts = 0
+        self.broadcasts_refused = 0
+        self.copies = 0
+        self.copies_dropped = 0
+        self.attached = 0
+        self.detached = 0
+
+    def took(self, elapsed_s: float) -> None:
+        """One request ended after this long."""
+        self.latency_sum_s += elapsed_s
+        bucket = int(elapsed_s * 1e6).bit_length()
+        self.latency[bucket if bucket < LATENCY_BUCKETS else LATENCY_BUCKETS - 1] += 1

@@ -1,0 +1,189 @@
+"""What goes into the router (events) and what comes out (effects)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import msgspec
+
+from broker.core.access import Grant, Role
+from broker.core.errors import Close, Kind
+from broker.core.ids import AttemptId, SessionId, WireId
+from broker.core.messages import DEFAULT_OPTIONS, EMPTY, Body, Message, Options
+
+if TYPE_CHECKING:
+    from broker.core.sessions import Session
+
+
+class Link(Protocol):
+    """What the core keeps of a socket: an address for effects. Only the engine calls it."""
+
+    flushed: int
+    """bytes of messages handed to the operating system so far; compared with `Attempt.mark`"""
+
+    def deliver(self, message: Message) -> None:
+        """Send one message in this peer's dialect."""
+
+    def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
+        """Send one of many copies; `frames` keeps what was built for others. False if a bound dropped it."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say why and end."""
+
+    def pause_reading(self) -> None:
+        """Take no more input until `resume_reading`."""
+
+    def resume_reading(self) -> None:
+        """Take input again."""
+
+
+# ---------------------------------------------------------------- events
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """A peer has been authenticated and is there. `expires_at` is on the clock of `now`, None for never."""
+
+    session: SessionId
+    link: Link
+    principal: str
+    grants: tuple[Grant, ...]
+    role: Role
+    endpoint: str | None = None
+    listen: bool = True
+    capacity: int | None = None
+    grace_s: float = 0.0
+    expires_at: float | None = None
+    token_id: str = ""
+    remote: str = ""
+    dialect: str = ""
+    info: Body = EMPTY
+
+
+class Detached(msgspec.Struct, frozen=True):
+    """A peer's link ended. Attempts marked beyond `flushed` were never written to it."""
+
+    session: Session
+    code: int
+    reason: str
+    flushed: int
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A peer asks. `wire_id` None is a notification; methods of `endpoint` "" are the broker's own."""
+
+    session: Session
+    wire_id: WireId | None
+    endpoint: str
+    method: str
+    body: Body
+    options: Options = DEFAULT_OPTIONS
+
+
+class Answered(msgspec.Struct, frozen=True, gc=False):
+    """A worker answers an attempt; `error` None means `body` is the result, else the error as it came."""
+
+    session: Session
+    attempt: AttemptId
+    body: Body
+    error: ErrorReply | None = None
+
+
+class ErrorReply(msgspec.Struct, frozen=True, gc=False):
+    """What kind of error a worker gave: its code, and whether it may be tried again as it says."""
+
+    code: int
+    retryable: bool = False
+
+
+class Stray(msgspec.Struct, frozen=True, gc=False):
+    """A reply that names no attempt of this session.
+
+    `foreign` if it names another's (a strike), `nameless` if its id was null; then `error` is its error.
+    """
+
+    session: Session
+    foreign: bool = False
+    nameless: bool = False
+    body: Body = EMPTY
+    error: ErrorReply | None = None
+
+
+class Malformed(msgspec.Struct, frozen=True, gc=False):
+    """A peer said something that is no message of its dialect, and has been told. `strike` if it looks like abuse."""
+
+    session: Session
+    detail: str
+    strike: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True, gc=False):
+    """A request its codec understood and had to refuse (an option it does not know, say): that is its outcome."""
+
+    session: Session
+    wire_id: WireId
+    kind: Kind
+    detail: str
+    endpoint: str = ""
+    method: str = ""
+
+
+class Cancel(msgspec.Struct, frozen=True, gc=False):
+    """A caller takes its request back."""
+
+    session: Session
+    wire_id: WireId
+
+
+class Congested(msgspec.Struct, frozen=True, gc=False):
+    """A peer's outbox rose above its soft bound, or fell below half of it."""
+
+    session: Session
+    congested: bool
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """The broker is leaving: take no new work, and with `now` end what is left."""
+
+    now: bool = False
+
+
+Event: TypeAlias = (
+    Attached | Detached | Asked | Answered | Stray | Malformed | Refused | Cancel | Congested | Drain
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- effects
+
+
+class Deliver(msgspec.Struct, frozen=True, gc=False):
+    """Send this message to this session."""
+
+    session: Session
+    message: Message
+
+
+class CloseLink(msgspec.Struct, frozen=True, gc=False):
+    """End this session's link and say why."""
+
+    session: Session
+    close: Close
+    reason: str
+
+
+class PauseReading(msgspec.Struct, frozen=True, gc=False):
+    """Read no more from this session: it does not read what it is sent."""
+
+    session: Session
+
+
+class ResumeReading(msgspec.Struct, frozen=True, gc=False):
+    """Read from this session again."""
+
+    session: Session
+
+
+class StartFanout(msgspec.Struct, frozen=True, gc=False):
+    """There are broadcasts to deliver: fetch them in slices from `Router.fanout_slice`."""
+
+
+Effect: TypeAlias = Deliver | CloseLink | PauseReading | ResumeReading | StartFanout

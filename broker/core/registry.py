@@ -1,0 +1,177 @@
+"""The registry: which sessions serve which endpoint, and what is known of endpoints nobody serves now."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from broker.core.dispatch import POLICIES, Policy, Queue
+from broker.core.limits import EndpointLimits, Limits
+from broker.core.messages import EMPTY, Body
+
+if TYPE_CHECKING:
+    from broker.core.sessions import Session
+    from broker.core.topics import Topic
+
+
+FORGET_LOOKS = 64
+"""how many endpoints are looked at for one to forget, so that a full registry costs no more than that per request"""
+
+
+class Registration:
+    """One session serving one endpoint. `methods` None means all; `load` counts the attempts it has now."""
+
+    __slots__ = ("capacity", "endpoint", "free", "gone", "info", "load", "methods", "number", "session")
+
+    def __init__(
+        self,
+        session: Session,
+        endpoint: Endpoint,
+        number: int,
+        methods: frozenset[str] | None,
+        capacity: int,
+        info: Body,
+    ) -> None:
+        self.session = session
+        self.endpoint = endpoint
+        self.number = number
+        self.methods = methods
+        self.capacity = capacity
+        self.info = info
+        self.load = 0
+        self.free = False
+        self.gone = False
+
+    @property
+    def willing(self) -> bool:
+        """Whether it can be given one more request."""
+        session = self.session
+        return self.load < self.capacity and not (self.gone or session.congested or session.draining)
+
+
+class Endpoint:
+    """A name under which workers answer: its registrations, those that are free (`free`), and the queue."""
+
+    __slots__ = (
+        "configured", "deadline_max_s", "deadline_s", "free", "limits", "listeners", "name", "queue", "queue_max",
+        "registrations", "served", "topics",
+    )  # fmt: skip
+
+    def __init__(self, name: str, limits: Limits, own: EndpointLimits | None) -> None:
+        self.name = name
+        self.configured = own is not None
+        self.limits = own or EndpointLimits()
+        self.queue_max = limits.queue_max if self.limits.queue_max is None else self.limits.queue_max
+        self.deadline_max_s = self.limits.deadline_max_s or limits.deadline_max_s
+        self.deadline_s = min(self.limits.deadline_s or limits.deadline_s, self.deadline_max_s)
+        self.free: Policy = POLICIES[self.limits.policy]()
+        self.registrations: dict[Session, Registration] = {}
+        self.queue = Queue()
+        self.topics: dict[str | None, Topic] = {}
+        self.listeners = 0
+        self.served = self.configured
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything hangs on it, so that it must not be forgotten."""
+        return self.configured or bool(self.registrations) or bool(self.listeners) or len(self.queue) > 0
+
+    def has_method(self, method: str) -> bool:
+        """Whether some worker serves the method, busy or not."""
+        return any(r.methods is None or method in r.methods for r in self.registrations.values())
+
+    def __repr__(self) -> str:
+        return f"<endpoint {self.name} workers={len(self.registrations)} queued={len(self.queue)}>"
+
+
+class Registry:
+    """Endpoints by name, within a bound; those not in use are forgotten first, the longest unused before others."""
+
+    __slots__ = ("_limits", "_made", "by_name", "configured")
+
+    def __init__(self, limits: Limits, configured: Mapping[str, EndpointLimits]) -> None:
+        self._limits = limits
+        self._made = 0
+        self.configured = dict(configured)
+        self.by_name: OrderedDict[str, Endpoint] = OrderedDict()
+        for name in self.configured:
+            self.by_name[name] = Endpoint(name, limits, self.configured[name])
+
+    def get_or_make(self, name: str) -> Endpoint | None:
+        """The endpoint of that name; None if the bound is reached and all are in use."""
+        endpoint = self.by_name.get(name)
+        if endpoint is None:
+            if len(self.by_name) >= self._limits.endpoints_known_max and not self._forget_one():
+                return None
+            endpoint = self.by_name[name] = Endpoint(name, self._limits, self.configured.get(name))
+        return endpoint
+
+    def register(
+        self, session: Session, endpoint: Endpoint, methods: frozenset[str] | None, capacity: int, info: Body = EMPTY
+    ) -> Registration:
+        """Let a session serve an endpoint; a second time replaces what it said the first time."""
+        registration = endpoint.registrations.get(session)
+        if registration is None:
+            self._made += 1
+            registration = Registration(session, endpoint, self._made, methods, capacity, info)
+            endpoint.registrations[session] = session.registrations[endpoint] = registration
+            endpoint.served = True
+            self.by_name.move_to_end(endpoint.name)
+        else:
+            self.set_free(registration, False)
+            registration.methods, registration.capacity, registration.info = methods, capacity, info
+        self.refresh(registration)
+        return registration
+
+    def unregister(self, registration: Registration) -> None:
+        """End it; attempts it still has may finish."""
+        self.set_free(registration, False)
+        registration.gone = True
+        del registration.endpoint.registrations[registration.session]
+        del registration.session.registrations[registration.endpoint]
+
+    def refresh(self, registration: Registration) -> None:
+        """Look again whether it can take requests."""
+        self.set_free(registration, registration.willing)
+
+    @staticmethod
+    def set_free(registration: Registration, free: bool) -> None:
+        """Have it among the free ones of its endpoint, or not."""
+        if registration.free != free:
+            registration.free = free
+            if free:
+                registration.endpoint.free.add(registration)
+            else:
+                registration.endpoint.free.remove(registration)
+
+    @staticmethod
+    def load(registration: Registration) -> None:
+        """It has one request more; it must be free."""
+        load = registration.load
+        if load + 1 >= registration.capacity:
+            registration.free = False
+            registration.endpoint.free.remove(registration)
+            registration.load = load + 1
+        else:
+            registration.load = load + 1
+            registration.endpoint.free.changed(registration, load)
+
+    @staticmethod
+    def unload(registration: Registration) -> None:
+        """It has one request less."""
+        load = registration.load
+        registration.load = load - 1
+        if registration.free:
+            registration.endpoint.free.changed(registration, load)
+        elif registration.willing:
+            registration.free = True
+            registration.endpoint.free.add(registration)
+
+    def _forget_one(self) -> bool:
+        for _ in range(min(len(self.by_name), FORGET_LOOKS)):
+            name, endpoint = self.by_name.popitem(last=False)
+            if not endpoint.in_use:
+                return True
+            self.by_name[name] = endpoint
+        return False

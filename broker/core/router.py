@@ -1,0 +1,755 @@
+"""The router: events in, effects out. It alone decides how a request goes and how it ends.
+
+Every accepted request takes one way through here: `_asked` takes it in or refuses it, `_assign` gives it to a worker
+or `_enqueue` lets it wait, and `_end` ends it: once, because a request that has ended stands in no table any more.
+
+The router has no clock and does no I/O: `now` is an argument, on any clock that never goes back. It is owned by one
+thread. Effects gather in `effects`; whoever feeds events performs them in order and clears the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from broker.core import commands, errors
+from broker.core.access import Role
+from broker.core.commands import CommandError, read_params
+from broker.core.counters import Counters
+from broker.core.errors import ENDED_HERE, ENDED_OK, Kind, Outcome
+from broker.core.events import (
+    Answered,
+    Asked,
+    Attached,
+    Cancel,
+    CloseLink,
+    Congested,
+    Deliver,
+    Detached,
+    Drain,
+    Effect,
+    ErrorReply,
+    Event,
+    Malformed,
+    PauseReading,
+    Refused,
+    ResumeReading,
+    StartFanout,
+    Stray,
+)
+from broker.core.ids import WireId
+from broker.core.limits import EndpointLimits, Limits
+from broker.core.messages import Body, Broadcast, Call, CancelAttempt, End, Notify, ReplyMeta
+from broker.core.options import OptionError, merge
+from broker.core.pending import ENDED, QUEUED, Attempt, Pending, Request
+from broker.core.registry import Endpoint, Registration, Registry
+from broker.core.sessions import Session, Sessions
+from broker.core.topics import PEERS_TOPIC, Fanouts, Topic, topic_of
+
+RETRY_AFTER_MS = 100
+"""what `overloaded` suggests to wait where the broker knows no better"""
+
+encode_json = msgspec.json.Encoder().encode
+
+
+class Router:
+    """The machine. `node` distinguishes this broker's peers and ids from those of others; it must be new each start."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        endpoints: Mapping[str, EndpointLimits] | None = None,
+        *,
+        node: str = "n",
+        now: float = 0.0,
+    ) -> None:
+        self.limits = limits
+        self.node = node
+        self.started_at = now
+        self.draining = False
+        self.sessions = Sessions(limits)
+        self.registry = Registry(limits, endpoints or {})
+        self.pending = Pending(limits)
+        self.fanouts = Fanouts()
+        self.counters = Counters()
+        self.effects: list[Effect] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            Asked: self._asked,
+            Answered: self._answered,
+            Cancel: self._cancelled,
+            Attached: self._attached,
+            Detached: self._detached,
+            Stray: self._stray,
+            Malformed: self._malformed,
+            Refused: self._refused,
+            Congested: self._congested,
+            Drain: self._drain,
+        }
+        self._commands: dict[str, Callable[[Asked, float], object]] = {
+            "broker.serve": self._serve,
+            "broker.unserve": self._unserve,
+            "broker.subscribe": self._subscribe,
+            "broker.unsubscribe": self._unsubscribe,
+            "broker.publish": self._publish,
+            "broker.endpoints": self._list_endpoints,
+            "broker.describe": self._describe,
+            "broker.ping": self._ping,
+            "broker.admin.peers": self._list_peers,
+            "broker.admin.pending": self._list_pending,
+            "broker.admin.cancel": self._admin_cancel,
+            "broker.admin.close": self._admin_close,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in one event; what it causes is appended to `effects`, which is returned."""
+        self._handlers[type(event)](event, now)
+        return self.effects
+
+    def next_deadline(self) -> float:
+        """When `tick` wants to be called next; `NEVER` if nothing is due ever."""
+        return min(self.pending.deadlines.earliest, self.sessions.expiry.earliest)
+
+    def peer_name(self, session: Session) -> str:
+        """What a session is called towards others."""
+        return f"{self.node}-{session.id}"
+
+    # ------------------------------------------------------------ the way of a request
+
+    def _asked(self, event: Asked, now: float) -> None:
+        session, wire_id = event.session, event.wire_id
+        if wire_id is None:
+            self._notified(event, now)
+            return
+        self.counters.accepted += 1
+        if wire_id in session.requests:
+            self._refuse(event, errors.DUPLICATE_ID, "the first request with this id goes on")
+        elif event.endpoint:
+            self._take_in(event, now)
+        else:
+            self._command(event, now)
+
+    def _take_in(self, event: Asked, now: float) -> None:
+        """Accept a request for an endpoint: from here on it is in the books until `_end`."""
+        session, name, method, options = event.session, event.endpoint, event.method, event.options
+        if not session.may(Role.CALLER, name):
+            self._refuse(event, errors.DENIED, f"{session.principal} may not call {name}")
+            return
+        if self.draining:
+            self._refuse(event, errors.SHUTTING_DOWN)
+            return
+        if len(session.requests) >= self.limits.in_flight_max:
+            self._overloaded(event, "in_flight", f"{self.limits.in_flight_max} requests of this session are in flight")
+            return
+        endpoint = self.registry.by_name.get(name)
+        if endpoint is None or not endpoint.registrations:
+            endpoint = self._unserved(event, endpoint, now)
+            if endpoint is None:
+                return
+        timeout = options.timeout
+        if timeout is None:
+            timeout = endpoint.deadline_s
+        elif timeout > endpoint.deadline_max_s:
+            detail = f"timeout {timeout:g} s is above the bound of {endpoint.deadline_max_s:g} s at {name}"
+            self._refuse(event, errors.INVALID_PARAMS, detail)
+            return
+        registration = endpoint.free.choose(method)
+        if registration is None and not self._may_wait(event, endpoint):
+            return
+        request = self.pending.open(
+            session, event.wire_id, endpoint, method, event.body, options, now, now + timeout
+        )  # fmt: skip
+        if registration is None:
+            endpoint.queue.put(request)
+        else:
+            self._assign(request, registration, now)
+
+    def _unserved(self, event: Asked, endpoint: Endpoint | None, now: float) -> Endpoint | None:
+        """Nobody serves it: refuse, unless the caller waits for somebody to come."""
+        name = event.endpoint
+        if endpoint is not None and endpoint.limits.closed:
+            self._refuse(event, errors.DENIED, f"{name} is closed: {endpoint.limits.closed}")
+        elif event.options.wait:
+            endpoint = endpoint or self.registry.get_or_make(name)
+            if endpoint is not None:
+                return endpoint
+            self._overloaded(event, "endpoints", f"{self.limits.endpoints_known_max} endpoints are in use")
+        elif endpoint is None or not endpoint.served:
+            young = now - self.started_at < self.limits.start_grace_s
+            self._refuse(
+                event, errors.NO_ENDPOINT, f"no worker has served {name} since the broker started", retryable=young
+            )
+        else:
+            self._refuse(event, errors.NO_WORKER, f"all workers of {name} have gone")
+        return None
+
+    def _may_wait(self, event: Asked, endpoint: Endpoint) -> bool:
+        """No worker is free for it: whether it may wait. If not, it has been refused."""
+        if endpoint.registrations and not endpoint.has_method(event.method):
+            self._refuse(event, errors.NO_METHOD, f"no worker of {endpoint.name} has a method {event.method}")
+        elif len(endpoint.queue) >= endpoint.queue_max:
+            self._overloaded(event, "queue", f"{endpoint.queue_max} requests wait for {endpoint.name}")
+        else:
+            return True
+        return False
+
+    def _assign(self, request: Request, registration: Registration, now: float) -> None:
+        """Give a request to a worker that is free for it."""
+        self.registry.load(registration)
+        attempt = self.pending.open_attempt(request, registration, now)
+        self.counters.attempts += 1
+        call = Call(attempt, request.endpoint.name, request.method, request.body, request.deadline - now)
+        self.effects.append(Deliver(registration.session, call))
+
+    def _answered(self, event: Answered, now: float) -> None:
+        attempt = event.session.attempts.get(event.attempt)
+        if attempt is None:
+            self.counters.late_replies += 1
+            return
+        self._finish(attempt, event.body, event.error, now)
+
+    def _finish(self, attempt: Attempt, body: Body, error: ErrorReply | None, now: float) -> None:
+        """A worker's answer counts: its place is free, its request has ended."""
+        request = attempt.request
+        if error is None:
+            outcome = ENDED_OK
+        else:
+            outcome = self._outcome(errors.WORKER_ERROR, request, now, retryable=error.retryable)
+        self.pending.close_attempt(attempt)
+        self._end(request, outcome, body, now, attempt.registration.session)
+        self._free(attempt.registration, now)
+
+    def _end(
+        self, request: Request, outcome: Outcome, body: Body | None, now: float, worker: Session | None = None
+    ) -> None:
+        """End a request, once: it leaves all tables, is counted, and its caller is told."""
+        session = request.session
+        self.pending.close(request)
+        self.counters.ended[outcome.kind.name] += 1
+        self.counters.took(now - request.accepted_at)
+        if session.link is not None:
+            meta = self._reply_meta(request, outcome, now, worker) if request.options.meta else None
+            self.effects.append(Deliver(session, End(request.wire_id, outcome, body, meta)))
+
+    def _free(self, registration: Registration, now: float) -> None:
+        """A place at a worker is free: whoever waits may have it."""
+        self.registry.unload(registration)
+        if registration.endpoint.queue:
+            self._feed(registration, now)
+
+    def _feed(self, registration: Registration, now: float) -> None:
+        """Give a worker what waits, as long as it can take it. What has expired meanwhile never reaches it."""
+        queue = registration.endpoint.queue
+        while registration.free and queue:
+            request = queue.take(registration)
+            if request is None:
+                return
+            if request.deadline <= now:
+                self._end(request, self._outcome(errors.DEADLINE, request, now, phase="queued"), None, now)
+            else:
+                self._assign(request, registration, now)
+
+    def _stop(self, request: Request, outcome: Outcome, now: float) -> None:
+        """End a request before its answer: the worker that has it is told, its place is free at once."""
+        attempt = request.attempt
+        if attempt is None:
+            request.endpoint.queue.discard(request)
+            self._end(request, outcome, None, now)
+            return
+        worker = attempt.registration.session
+        self.pending.close_attempt(attempt)
+        if worker.link is not None:
+            self.effects.append(Deliver(worker, CancelAttempt(attempt.id)))
+            self.counters.cancels += 1
+        self._end(request, outcome, None, now, worker)
+        self._free(attempt.registration, now)
+
+    def _reply_meta(self, request: Request, outcome: Outcome, now: float, worker: Session | None) -> ReplyMeta:
+        return ReplyMeta(
+            worker=self.peer_name(worker) if worker else None,
+            attempts=request.attempts,
+            elapsed_ms=round((now - request.accepted_at) * 1e3, 3),
+            retryable=outcome.retryable,
+            trace=request.options.trace,
+        )
+
+    def _outcome(self, kind: Kind, request: Request, now: float, **more: Any) -> Outcome:
+        """An outcome that says where the request stood."""
+        more.setdefault("retryable", kind.retryable)
+        return Outcome(
+            kind=kind,
+            dispatched=request.attempts > 0,
+            endpoint=request.endpoint.name,
+            method=request.method,
+            attempts=request.attempts,
+            elapsed_ms=round((now - request.accepted_at) * 1e3, 3),
+            **more,
+        )
+
+    # ------------------------------------------------------------ refusals and notifications
+
+    def _refuse(self, event: Asked, kind: Kind, detail: str = "", **more: Any) -> None:
+        """End a request that was never taken in: the refusal is its outcome."""
+        more.setdefault("retryable", kind.retryable)
+        outcome = Outcome(kind=kind, detail=detail, endpoint=event.endpoint, method=event.method, **more)
+        if event.wire_id is not None:
+            self._end_here(event.session, event.wire_id, outcome, None)
+
+    def _overloaded(self, event: Asked, bound: str, detail: str) -> None:
+        self._refuse(event, errors.OVERLOADED, detail, bound=bound, retry_after_ms=RETRY_AFTER_MS)
+
+    def _end_here(self, session: Session, wire_id: WireId, outcome: Outcome, body: Body | None) -> None:
+        """End a request that never stood in the tables."""
+        self.counters.ended[outcome.kind.name] += 1
+        if session.link is not None:
+            self.effects.append(Deliver(session, End(wire_id, outcome, body)))
+
+    def _refused(self, event: Refused, now: float) -> None:
+        self.counters.accepted += 1
+        outcome = Outcome(kind=event.kind, detail=event.detail, endpoint=event.endpoint, method=event.method)
+        self._end_here(event.session, event.wire_id, outcome, None)
+
+    def _notified(self, event: Asked, now: float) -> None:
+        """A call nobody waits for: to one worker, if one is free. No slot, no queue, no answer."""
+        self.counters.notifications += 1
+        if not event.endpoint:
+            self._command(event, now)
+            return
+        endpoint = self.registry.by_name.get(event.endpoint)
+        if endpoint is not None and event.session.may(Role.CALLER, event.endpoint) and not self.draining:
+            registration = endpoint.free.choose(event.method)
+            if registration is not None:
+                notify = Notify(endpoint.name, event.method, event.body)
+                self.effects.append(Deliver(registration.session, notify))
+                return
+        self.counters.notifications_dropped += 1
+
+    # ------------------------------------------------------------ replies that match nothing, messages that are none
+
+    def _stray(self, event: Stray, now: float) -> None:
+        session = event.session
+        if event.foreign:
+            self.counters.foreign_replies += 1
+            self._strike(session, now, "it answered what others were asked")
+        elif event.nameless:
+            self.counters.nameless_replies += 1
+            session.nameless_replies += 1
+            if event.error is not None and event.error.code in (-32600, -32700) and len(session.attempts) == 1:
+                # A library that could not read the call says so without an id: with one call in flight it is that one.
+                self._finish(next(iter(session.attempts.values())), event.body, event.error, now)
+        else:
+            self.counters.late_replies += 1
+
+    def _malformed(self, event: Malformed, now: float) -> None:
+        self.counters.malformed += 1
+        if event.strike:
+            self._strike(event.session, now, event.detail)
+
+    def _strike(self, session: Session, now: float, what: str) -> None:
+        self.counters.strikes += 1
+        remembered = now - self.limits.strike_memory_s
+        session.strikes = (*(at for at in session.strikes if at > remembered), now)
+        if len(session.strikes) >= self.limits.strikes_max:
+            self.effects.append(CloseLink(session, errors.BAD_MESSAGE, f"{len(session.strikes)} strikes, last: {what}"))
+
+    # ------------------------------------------------------------ time
+
+    def tick(self, now: float, limit: int) -> bool:
+        """End at most `limit` requests whose deadline has passed, in their order; whether more is due already."""
+        for request in self.pending.deadlines.take_due(now, limit):
+            phase = "executing" if request.attempt else "queued"
+            retryable = phase == "queued" or request.options.idempotent
+            self._stop(request, self._outcome(errors.DEADLINE, request, now, phase=phase, retryable=retryable), now)
+        for session in self.sessions.expiry.take_due(now, limit):
+            self.effects.append(CloseLink(session, errors.UNAUTHORISED, "the credential has expired"))
+        return self.next_deadline() <= now
+
+    def _cancelled(self, event: Cancel, now: float) -> None:
+        request = event.session.requests.get(event.wire_id)
+        if request is not None:
+            self._stop(request, self._outcome(errors.CANCELLED, request, now, cause="caller"), now)
+
+    def _drain(self, event: Drain, now: float) -> None:
+        self.draining = True
+        if event.now:
+            for session in list(self.sessions.by_id.values()):
+                for request in list(session.requests.values()):
+                    self._stop(request, self._outcome(errors.SHUTTING_DOWN, request, now), now)
+
+    # ------------------------------------------------------------ comings and goings
+
+    def _attached(self, event: Attached, now: float) -> None:
+        self.counters.attached += 1
+        session = Session(event, now, self.limits.capacity)
+        self.sessions.open(session)
+        if event.endpoint is None:
+            return
+        wanted = event.role == Role.WORKER or event.listen
+        endpoint = self.registry.get_or_make(event.endpoint) if wanted else None
+        if endpoint is None:
+            if wanted:
+                detail = f"{self.limits.endpoints_known_max} endpoints are in use"
+                self.effects.append(CloseLink(session, errors.TOO_MANY, detail))
+            return
+        if event.listen:
+            self._topic(endpoint, None).subscribe(session)
+        if event.role == Role.WORKER:
+            self._register(session, endpoint, None, session.capacity, event.info, now)
+        else:
+            self._announce(endpoint, "attached", session)
+
+    def _detached(self, event: Detached, now: float) -> None:
+        session = event.session
+        if session.link is None:
+            return
+        self.counters.detached += 1
+        session.link = None
+        self.sessions.close(session)
+        for topic in list(session.subscriptions):
+            topic.unsubscribe(session)
+        endpoints = list(session.registrations)
+        for registration in list(session.registrations.values()):
+            self.registry.unregister(registration)
+        for attempt in list(session.attempts.values()):
+            self._lost(attempt, event, now)
+        for request in list(session.requests.values()):
+            self._stop(request, self._outcome(errors.CANCELLED, request, now, cause="caller"), now)
+        if session.endpoint is not None and not endpoints and session.endpoint in self.registry.by_name:
+            self._announce(self.registry.by_name[session.endpoint], "detached", session)
+        for endpoint in endpoints:
+            self._announce(endpoint, "unserved", session)
+
+    def _lost(self, attempt: Attempt, event: Detached, now: float) -> None:
+        """A worker went away with an attempt: the request is tried elsewhere if its caller allowed that, or ends."""
+        request = attempt.request
+        self.pending.close_attempt(attempt)
+        self.registry.unload(attempt.registration)
+        idempotent = request.options.idempotent
+        if idempotent and request.attempts <= request.options.retries and self._retry(request, now):
+            return
+        written = attempt.mark <= event.flushed
+        outcome = self._outcome(
+            errors.WORKER_LOST,
+            request,
+            now,
+            retryable=idempotent or not written,
+            detail=f"worker {self.peer_name(event.session)} closed with {event.code} {event.reason}".rstrip(),
+        )
+        self._end(request, outcome, None, now, event.session)
+
+    def _retry(self, request: Request, now: float) -> bool:
+        """Try a request again, or let it wait for a worker; False if there is no time or no room."""
+        endpoint = request.endpoint
+        if request.deadline <= now or self.draining:
+            return False
+        registration = endpoint.free.choose(request.method)
+        if registration is not None:
+            self.counters.retries += 1
+            self._assign(request, registration, now)
+            return True
+        if len(endpoint.queue) >= endpoint.queue_max:
+            return False
+        self.counters.retries += 1
+        request.state = QUEUED
+        endpoint.queue.put_first(request)
+        return True
+
+    def _congested(self, event: Congested, now: float) -> None:
+        session = event.session
+        session.congested = event.congested
+        for registration in session.registrations.values():
+            self.registry.refresh(registration)
+            self._feed(registration, now)
+        if not session.registrations:  # a worker must stay free to answer, or both sides would wait for the other
+            self.effects.append(PauseReading(session) if event.congested else ResumeReading(session))
+
+    def _register(
+        self,
+        session: Session,
+        endpoint: Endpoint,
+        methods: frozenset[str] | None,
+        capacity: int,
+        info: Body,
+        now: float,
+    ) -> None:
+        registration = self.registry.register(session, endpoint, methods, capacity, info)
+        self._feed(registration, now)
+        self._announce(endpoint, "serving", session)
+
+    def _announce(self, endpoint: Endpoint, what: str, session: Session) -> None:
+        """Tell those who listen to comings and goings at an endpoint."""
+        topic = endpoint.topics.get(PEERS_TOPIC)
+        if topic is not None and topic.subscribers:
+            role = "worker" if what in ("serving", "unserved") else (session.role.name or "").lower()
+            view = {
+                "event": what,
+                "peer": self.peer_name(session),
+                "role": role,
+                "workers": len(endpoint.registrations),
+            }
+            self._fan_out(topic.next(Body(encode_json(view))), topic.snapshot())
+
+    # ------------------------------------------------------------ the broker's own methods
+
+    def _command(self, event: Asked, now: float) -> None:
+        try:
+            if event.method == "broker.call":
+                self._call(event, now)
+                return
+            result = self._find_command(event)(event, now)
+        except CommandError as error:
+            self._refuse(event, errors.INVALID_PARAMS, f"{event.method}: {error}")
+        except _Refusal as refusal:
+            self._refuse(event, refusal.kind, str(refusal), **refusal.more)
+        else:
+            if event.wire_id is not None:
+                self._end_here(event.session, event.wire_id, ENDED_HERE, Body(encode_json(result)))
+
+    def _find_command(self, event: Asked) -> Callable[[Asked, float], object]:
+        if event.method.startswith("broker.admin.") and not event.session.is_admin:
+            raise _Refusal(errors.DENIED, f"{event.session.principal} is no administrator")
+        command = self._commands.get(event.method)
+        if command is None:
+            raise _Refusal(errors.NO_METHOD, f"the broker's own methods are broker.call, {', '.join(self._commands)}")
+        return command
+
+    def _call(self, event: Asked, now: float) -> None:
+        params = read_params(event.body.raw, commands.CallParams)
+        name = params.endpoint or event.session.endpoint
+        if name is None:
+            raise CommandError("endpoint is missing, and this link is attached to none")
+        if params.method.startswith("broker."):
+            raise CommandError("methods that begin with broker. are called directly")
+        try:
+            options = merge(params, event.options)
+        except OptionError as error:
+            raise CommandError(str(error)) from None
+        options = msgspec.structs.replace(options, meta=event.options.meta)
+        body = Body(params.params, event.body.attachments)
+        asked = Asked(event.session, event.wire_id, name, params.method, body, options)
+        if event.wire_id is None:
+            self._notified(asked, now)
+        else:
+            self._take_in(asked, now)
+
+    def _endpoint_for(self, event: Asked, name: str | None, role: Role) -> Endpoint:
+        """The endpoint a command is about, made if need be, if the session has the role there."""
+        session = event.session
+        name = name or session.endpoint
+        if name is None:
+            raise CommandError("endpoint is missing, and this link is attached to none")
+        if not session.may(role, name):
+            raise _Refusal(errors.DENIED, f"{session.principal} is not allowed to be {role.name} at {name}")
+        endpoint = self.registry.get_or_make(name)
+        if endpoint is None:
+            raise _overloaded("endpoints", f"{self.limits.endpoints_known_max} endpoints are in use")
+        if endpoint.limits.closed:
+            raise _Refusal(errors.DENIED, f"{name} is closed: {endpoint.limits.closed}")
+        return endpoint
+
+    def _one_more_name(self, session: Session) -> None:
+        if len(session.registrations) + len(session.subscriptions) >= self.limits.names_per_session_max:
+            raise _overloaded("names", f"{self.limits.names_per_session_max} endpoints and topics of this session")
+
+    def _serve(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.ServeParams)
+        if params.methods is not None and len(params.methods) > self.limits.methods_declared_max:
+            raise CommandError(f"more than {self.limits.methods_declared_max} methods")
+        endpoint = self._endpoint_for(event, params.endpoint, Role.WORKER)
+        session = event.session
+        if endpoint not in session.registrations:
+            self._one_more_name(session)
+        methods = None if params.methods is None else frozenset(params.methods)
+        self._register(session, endpoint, methods, params.capacity or session.capacity, Body(params.info), now)
+        return {"endpoint": endpoint.name, "peer": self.peer_name(session)}
+
+    def _unserve(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.UnserveParams)
+        endpoint = self._endpoint_for(event, params.endpoint, Role.WORKER)
+        registration = endpoint.registrations.get(event.session)
+        if registration is not None:
+            self.registry.unregister(registration)
+            self._announce(endpoint, "unserved", event.session)
+        return {"endpoint": endpoint.name, "served": registration is not None}
+
+    def _topic(self, endpoint: Endpoint, name: str | None) -> Topic:
+        topic = topic_of(endpoint, name, self.limits.topics_per_endpoint_max)
+        if topic is None:
+            raise _overloaded("topics", f"{self.limits.topics_per_endpoint_max} topics of {endpoint.name} are in use")
+        return topic
+
+    def _subscribe(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.SubscribeParams)
+        if params.since is not None:
+            raise CommandError("since is not supported by this broker yet: topics keep no history; leave it out")
+        endpoint = self._endpoint_for(event, params.endpoint, Role.LISTENER)
+        self._one_more_name(event.session)
+        topic = self._topic(endpoint, params.topic)
+        topic.subscribe(event.session)
+        return {"endpoint": endpoint.name, "topic": topic.name, "seq": topic.seq}
+
+    def _unsubscribe(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.SubscribeParams)
+        endpoint = self._endpoint_for(event, params.endpoint, Role.LISTENER)
+        topic = endpoint.topics.get(params.topic)
+        subscribed = topic is not None and topic.unsubscribe(event.session)
+        return {"endpoint": endpoint.name, "topic": params.topic, "subscribed": subscribed}
+
+    def _publish(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.PublishParams)
+        body = Body(params.data, event.body.attachments)
+        if len(self.fanouts) >= self.limits.fanouts_max:
+            self.counters.broadcasts_refused += 1
+            raise _overloaded("fanouts", f"{self.limits.fanouts_max} broadcasts are under way")
+        if params.topic is not None and params.topic.startswith("broker."):
+            raise CommandError(f"topic {params.topic}: names that begin with broker. are the broker's own")
+        if params.to is not None:
+            return self._publish_to(event.session, params, body)
+        if params.endpoint is None and params.topic is None:
+            return self._publish_to_all(event.session, body)
+        endpoint = self._endpoint_for(event, params.endpoint, Role.CALLER | Role.WORKER)
+        topic = endpoint.topics.get(params.topic)
+        if topic is None and params.topic is None:
+            topic = self._topic(endpoint, None)
+        if topic is None:
+            return {"seq": None, "listeners": 0}
+        self._fan_out(topic.next(body), topic.snapshot())
+        return {"seq": topic.seq, "listeners": len(topic.subscribers)}
+
+    def _publish_to(self, session: Session, params: commands.PublishParams, body: Body) -> object:
+        target = self._peer(params.to or "")
+        if target is None or not self._reaches(session, target):
+            raise CommandError(f"no peer {params.to!r} within reach")
+        self._fan_out(Broadcast(params.endpoint, params.topic, None, body), (target,))
+        return {"seq": None, "listeners": 1}
+
+    def _publish_to_all(self, session: Session, body: Body) -> object:
+        if not any(grant.roles & (Role.CALLER | Role.WORKER | Role.ADMIN) for grant in session.grants):
+            raise _Refusal(errors.DENIED, f"{session.principal} may only listen")
+        listeners = tuple(s for s in self.sessions.by_id.values() if s.listen and self._reaches(session, s))
+        self._fan_out(Broadcast(None, None, None, body), listeners)
+        return {"seq": None, "listeners": len(listeners)}
+
+    def _reaches(self, session: Session, other: Session) -> bool:
+        """Whether a publisher's grants cover something the other has to do with."""
+        names = [other.endpoint] if other.endpoint else []
+        names += [endpoint.name for endpoint in other.registrations]
+        names += [topic.endpoint.name for topic in other.subscriptions]
+        if names:
+            return any(session.may(Role.CALLER | Role.WORKER, name) for name in names)
+        return session is other or any(
+            "*" in grant.endpoints and grant.roles & ~Role.LISTENER for grant in session.grants
+        )
+
+    def _fan_out(self, message: Broadcast, listeners: tuple[Session, ...]) -> None:
+        self.counters.broadcasts += 1
+        if listeners:
+            self.fanouts.put(message, listeners)
+            self.effects.append(StartFanout())
+
+    def _peer(self, name: str) -> Session | None:
+        node, _, number = name.rpartition("-")
+        if node != self.node or not (number.isascii() and number.isdigit()) or len(number) > 18:
+            return None
+        return self.sessions.by_id.get(int(number))
+
+    def _visible(self, session: Session, name: str) -> bool:
+        return session.may(Role.CALLER | Role.WORKER | Role.LISTENER, name)
+
+    def _list_endpoints(self, event: Asked, now: float) -> object:
+        read_params(event.body.raw, commands.NoParams)
+        return [
+            commands.view_endpoint(e) for e in self.registry.by_name.values() if self._visible(event.session, e.name)
+        ]
+
+    def _describe(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.EndpointParams)
+        name = params.endpoint or event.session.endpoint
+        if name is None:
+            raise CommandError("endpoint is missing, and this link is attached to none")
+        if not self._visible(event.session, name):
+            raise _Refusal(errors.DENIED, f"{event.session.principal} has no role at {name}")
+        endpoint = self.registry.by_name.get(name)
+        if endpoint is None:
+            raise _Refusal(errors.NO_ENDPOINT, f"no worker has served {name} since the broker started")
+        view = msgspec.structs.asdict(commands.view_endpoint(endpoint))
+        return view | {"workers": commands.view_workers(endpoint, self.peer_name)}
+
+    def _ping(self, event: Asked, now: float) -> object:
+        return {"node": self.node, "peer": self.peer_name(event.session), "uptime_s": round(now - self.started_at, 3)}
+
+    def _list_peers(self, event: Asked, now: float) -> object:
+        read_params(event.body.raw, commands.NoParams)
+        return commands.view_peers(self.sessions.by_id.values(), self.peer_name, now)
+
+    def requests(self) -> Iterator[Request]:
+        """Every request that has not ended, by session."""
+        for session in self.sessions.by_id.values():
+            yield from session.requests.values()
+
+    def _list_pending(self, event: Asked, now: float) -> object:
+        read_params(event.body.raw, commands.NoParams)
+        return commands.view_pending(self.requests(), self.peer_name, now)
+
+    def _admin_cancel(self, event: Asked, now: float) -> object:
+        number = read_params(event.body.raw, commands.CancelParams).request
+        request = next((r for r in self.requests() if r.id == number), None)
+        if request is not None:
+            self._stop(request, self._outcome(errors.CANCELLED, request, now, cause="admin"), now)
+        return {"request": number, "cancelled": request is not None}
+
+    def _admin_close(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.CloseParams)
+        target = self._peer(params.peer)
+        if target is not None:
+            self.effects.append(CloseLink(target, errors.FORBIDDEN, params.reason))
+        return {"peer": params.peer, "closed": target is not None}
+
+    # ------------------------------------------------------------ invariants
+
+    def check(self) -> None:
+        """Assert that all views of the tables agree. For tests and simulators; costs a walk over everything."""
+        counters, sessions = self.counters, self.sessions.by_id.values()
+        assert counters.accepted == sum(counters.ended.values()) + self.pending.count, "the books do not balance"
+        assert self.pending.count == sum(len(s.requests) for s in sessions) == len(self.pending.deadlines)
+        for session in sessions:
+            assert session.link is not None
+            for wire_id, request in session.requests.items():
+                assert request.session is session and request.wire_id == wire_id and request.state is not ENDED
+                assert request.slot is not None and request in request.slot
+                queued = request in request.endpoint.queue
+                assert queued == (request.attempt is None), "a request waits, or a worker has it"
+            for number, attempt in session.attempts.items():
+                assert attempt.id == number and attempt.session is session
+                assert attempt.request.attempt is attempt and attempt.request.state is not ENDED
+            for topic in session.subscriptions:
+                assert session in topic.subscribers
+        for endpoint in self.registry.by_name.values():
+            self._check_endpoint(endpoint)
+
+    def _check_endpoint(self, endpoint: Endpoint) -> None:
+        registrations = endpoint.registrations.values()
+        assert len(endpoint.queue) <= endpoint.queue_max
+        assert len(endpoint.free) == sum(r.free for r in registrations)
+        assert endpoint.listeners == sum(len(topic.subscribers) for topic in endpoint.topics.values())
+        for registration in registrations:
+            attempts = [a for a in registration.session.attempts.values() if a.registration is registration]
+            assert registration.load == len(attempts) <= max(registration.capacity, registration.load)
+            assert registration.free == registration.willing
+            assert not (registration.free and any(
+                registration.methods is None or r.method in registration.methods for r in endpoint.queue
+            )), "a request waits though a worker is free for it"  # fmt: skip
+
+
+class _Refusal(Exception):
+    """Raised inside a command to end it with an outcome; the text is the detail."""
+
+    def __init__(self, kind: Kind, detail: str, **more: Any) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.more = more
+
+
+def _overloaded(bound: str, detail: str) -> _Refusal:
+    return _Refusal(errors.OVERLOADED, detail, bound=bound, retry_after_ms=RETRY_AFTER_MS)
