@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class Link(Protocol):
     """What the core keeps of a socket: an address for effects. Only the engine calls it."""
 
-    flushed: int
-    """bytes of messages handed to the operating system so far; compared with `Attempt.mark`"""
+    @property
+    def takes_binary(self) -> bool:
+        """Whether attachments reach this peer as they are; else they become base64 within the text."""
+        ...
 
     def deliver(self, message: Message) -> None:
         """Send one message in this peer's dialect."""
@@ -95,6 +97,14 @@ class ErrorReply(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = False
 
 
+class BadReply(msgspec.Struct, frozen=True, gc=False):
+    """A worker's answer to an attempt broke its dialect."""
+
+    session: Session
+    attempt: AttemptId
+    detail: str
+
+
 class Stray(msgspec.Struct, frozen=True, gc=False):
     """A reply that names no attempt of this session.
 
@@ -148,7 +158,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Attached | Detached | Asked | Answered | Stray | Malformed | Refused | Cancel | Congested | Drain
+    Attached | Detached | Asked | Answered | BadReply | Stray | Malformed | Refused | Cancel | Congested | Drain
 )  # fmt: skip
 
 

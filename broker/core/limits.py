@@ -15,6 +15,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """requests per session that have not ended → overloaded, bound `in_flight`"""
     capacity: int = 1024
     """attempts at once at a worker that named no capacity of its own"""
+    message_max_bytes: int = 16 * 1024 * 1024
+    """a message as its receiver gets it → too_large"""
     endpoints_known_max: int = 10_000
     """endpoints remembered; the longest unused is forgotten first → overloaded, bound `endpoints`"""
     names_per_session_max: int = 1000

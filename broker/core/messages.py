@@ -20,11 +20,11 @@ class Body(msgspec.Struct, frozen=True, gc=False):
     """A payload as it came: JSON text and attachments. Never looked into, never changed."""
 
     raw: Raw
-    attachments: tuple[bytes, ...] = ()
+    attachments: tuple[bytes | memoryview, ...] = ()
 
-    def size(self) -> int:
-        """Bytes of it all."""
-        return len(memoryview(self.raw)) + sum(map(len, self.attachments))
+    def expanded_size(self) -> int:
+        """Bytes of it all for a peer that takes no binary frames: base64 in the place of each attachment."""
+        return len(self.raw) + sum(16 + 4 * ((len(attachment) + 2) // 3) for attachment in self.attachments)
 
 
 EMPTY = Body(b"")

@@ -60,17 +60,22 @@ class Endpoint:
 
     def __init__(self, name: str, limits: Limits, own: EndpointLimits | None) -> None:
         self.name = name
-        self.configured = own is not None
-        self.limits = own or EndpointLimits()
-        self.queue_max = limits.queue_max if self.limits.queue_max is None else self.limits.queue_max
-        self.deadline_max_s = self.limits.deadline_max_s or limits.deadline_max_s
-        self.deadline_s = min(self.limits.deadline_s or limits.deadline_s, self.deadline_max_s)
+        self.served = False
+        self.configure(limits, own)
         self.free: Policy = POLICIES[self.limits.policy]()
         self.registrations: dict[Session, Registration] = {}
         self.queue = Queue()
         self.topics: dict[str | None, Topic] = {}
         self.listeners = 0
-        self.served = self.configured
+
+    def configure(self, limits: Limits, own: EndpointLimits | None) -> None:
+        """Take over bounds; what is configured of the endpoint goes before what holds for all."""
+        self.configured = own is not None
+        self.served = self.served or self.configured
+        self.limits = own or EndpointLimits()
+        self.queue_max = limits.queue_max if self.limits.queue_max is None else self.limits.queue_max
+        self.deadline_max_s = self.limits.deadline_max_s or limits.deadline_max_s
+        self.deadline_s = min(self.limits.deadline_s or limits.deadline_s, self.deadline_max_s)
 
     @property
     def in_use(self) -> bool:
@@ -106,6 +111,21 @@ class Registry:
                 return None
             endpoint = self.by_name[name] = Endpoint(name, self._limits, self.configured.get(name))
         return endpoint
+
+    def reconfigure(self, limits: Limits, configured: Mapping[str, EndpointLimits]) -> None:
+        """Take over bounds for all endpoints; a changed policy starts with the workers that are free now."""
+        self._limits = limits
+        self.configured = dict(configured)
+        for name in self.configured:
+            self.by_name.setdefault(name, Endpoint(name, limits, self.configured[name]))
+        for name, endpoint in self.by_name.items():
+            policy = endpoint.limits.policy
+            endpoint.configure(limits, self.configured.get(name))
+            if endpoint.limits.policy != policy:
+                endpoint.free = POLICIES[endpoint.limits.policy]()
+                for registration in endpoint.registrations.values():
+                    if registration.free:
+                        endpoint.free.add(registration)
 
     def register(
         self, session: Session, endpoint: Endpoint, methods: frozenset[str] | None, capacity: int, info: Body = EMPTY

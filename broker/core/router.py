@@ -23,6 +23,7 @@ from broker.core.events import (
     Answered,
     Asked,
     Attached,
+    BadReply,
     Cancel,
     CloseLink,
     Congested,
@@ -78,6 +79,7 @@ class Router:
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
             Answered: self._answered,
+            BadReply: self._bad_reply,
             Cancel: self._cancelled,
             Attached: self._attached,
             Detached: self._detached,
@@ -111,6 +113,11 @@ class Router:
         """When `tick` wants to be called next; `NEVER` if nothing is due ever."""
         return min(self.pending.deadlines.earliest, self.sessions.expiry.earliest)
 
+    def reconfigure(self, limits: Limits, endpoints: Mapping[str, EndpointLimits]) -> None:
+        """Take over new bounds; they hold for what comes from now on. A queue above its new bound drains by itself."""
+        self.limits = limits
+        self.registry.reconfigure(limits, endpoints)
+
     def peer_name(self, session: Session) -> str:
         """What a session is called towards others."""
         return f"{self.node}-{session.id}"
@@ -119,6 +126,8 @@ class Router:
 
     def _asked(self, event: Asked, now: float) -> None:
         session, wire_id = event.session, event.wire_id
+        if session.link is None:  # said before it left, heard after: nothing may be opened for it any more
+            return
         if wire_id is None:
             self._notified(event, now)
             return
@@ -196,6 +205,10 @@ class Router:
 
     def _assign(self, request: Request, registration: Registration, now: float) -> None:
         """Give a request to a worker that is free for it."""
+        if request.body.attachments and not self._fits(registration.session, request.body):
+            detail = f"as base64, for a worker that takes no binary frames, it is larger than {self._bound_text}"
+            self._end(request, self._outcome(errors.TOO_LARGE, request, now, detail=detail), None, now)
+            return
         self.registry.load(registration)
         attempt = self.pending.open_attempt(request, registration, now)
         self.counters.attempts += 1
@@ -209,6 +222,18 @@ class Router:
             return
         self._finish(attempt, event.body, event.error, now)
 
+    def _bad_reply(self, event: BadReply, now: float) -> None:
+        attempt = event.session.attempts.get(event.attempt)
+        if attempt is None:
+            self.counters.late_replies += 1
+            return
+        request = attempt.request
+        idempotent = request.options.idempotent
+        outcome = self._outcome(errors.BAD_REPLY, request, now, detail=event.detail, retryable=idempotent)
+        self.pending.close_attempt(attempt)
+        self._end(request, outcome, None, now, event.session)
+        self._free(attempt.registration, now)
+
     def _finish(self, attempt: Attempt, body: Body, error: ErrorReply | None, now: float) -> None:
         """A worker's answer counts: its place is free, its request has ended."""
         request = attempt.request
@@ -217,8 +242,21 @@ class Router:
         else:
             outcome = self._outcome(errors.WORKER_ERROR, request, now, retryable=error.retryable)
         self.pending.close_attempt(attempt)
-        self._end(request, outcome, body, now, attempt.registration.session)
+        if body.attachments and request.session.link is not None and not self._fits(request.session, body):
+            detail = f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
+            self._end(request, self._outcome(errors.TOO_LARGE, request, now, detail=detail), None, now)
+        else:
+            self._end(request, outcome, body, now, attempt.registration.session)
         self._free(attempt.registration, now)
+
+    def _fits(self, session: Session, body: Body) -> bool:
+        """Whether a body with attachments is within the bound for messages as this peer gets them."""
+        link = session.link
+        return link is None or link.takes_binary or body.expanded_size() <= self.limits.message_max_bytes
+
+    @property
+    def _bound_text(self) -> str:
+        return f"the bound of {self.limits.message_max_bytes} bytes for a message"
 
     def _end(
         self, request: Request, outcome: Outcome, body: Body | None, now: float, worker: Session | None = None
@@ -239,15 +277,16 @@ class Router:
             self._feed(registration, now)
 
     def _feed(self, registration: Registration, now: float) -> None:
-        """Give a worker what waits, as long as it can take it. What has expired meanwhile never reaches it."""
+        """Give a worker what waits, as long as it can take it.
+
+        What has expired meanwhile is passed over, never given out: it is due, and `tick` ends it in its turn.
+        """
         queue = registration.endpoint.queue
         while registration.free and queue:
             request = queue.take(registration)
             if request is None:
                 return
-            if request.deadline <= now:
-                self._end(request, self._outcome(errors.DEADLINE, request, now, phase="queued"), None, now)
-            else:
+            if request.deadline > now:
                 self._assign(request, registration, now)
 
     def _stop(self, request: Request, outcome: Outcome, now: float) -> None:
@@ -264,6 +303,12 @@ class Router:
             self.counters.cancels += 1
         self._end(request, outcome, None, now, worker)
         self._free(attempt.registration, now)
+
+    def _stop_all(self, requests: list[Request], kind: Kind, now: float, **more: Any) -> None:
+        """End many. Those that wait go first, so that a place that becomes free starts nothing that ends next."""
+        requests.sort(key=lambda request: request.attempt is not None)
+        for request in requests:
+            self._stop(request, self._outcome(kind, request, now, **more), now)
 
     def _reply_meta(self, request: Request, outcome: Outcome, now: float, worker: Session | None) -> ReplyMeta:
         return ReplyMeta(
@@ -306,9 +351,17 @@ class Router:
             self.effects.append(Deliver(session, End(wire_id, outcome, body)))
 
     def _refused(self, event: Refused, now: float) -> None:
+        session = event.session
+        if session.link is None:
+            return
         self.counters.accepted += 1
-        outcome = Outcome(kind=event.kind, detail=event.detail, endpoint=event.endpoint, method=event.method)
-        self._end_here(event.session, event.wire_id, outcome, None)
+        kind, detail = event.kind, event.detail
+        if event.wire_id in session.requests:
+            kind, detail = errors.DUPLICATE_ID, "the first request with this id goes on"
+        outcome = Outcome(
+            kind=kind, detail=detail, retryable=kind.retryable, endpoint=event.endpoint, method=event.method
+        )
+        self._end_here(session, event.wire_id, outcome, None)
 
     def _notified(self, event: Asked, now: float) -> None:
         """A call nobody waits for: to one worker, if one is free. No slot, no queue, no answer."""
@@ -322,6 +375,7 @@ class Router:
             if registration is not None:
                 notify = Notify(endpoint.name, event.method, event.body)
                 self.effects.append(Deliver(registration.session, notify))
+                endpoint.free.changed(registration, registration.load)  # the next one goes to the next of its equals
                 return
         self.counters.notifications_dropped += 1
 
@@ -347,9 +401,11 @@ class Router:
             self._strike(event.session, now, event.detail)
 
     def _strike(self, session: Session, now: float, what: str) -> None:
+        if session.link is None:
+            return
         self.counters.strikes += 1
         remembered = now - self.limits.strike_memory_s
-        session.strikes = (*(at for at in session.strikes if at > remembered), now)
+        session.strikes = (*(at for at in session.strikes if at > remembered), now)[-self.limits.strikes_max :]
         if len(session.strikes) >= self.limits.strikes_max:
             self.effects.append(CloseLink(session, errors.BAD_MESSAGE, f"{len(session.strikes)} strikes, last: {what}"))
 
@@ -373,9 +429,7 @@ class Router:
     def _drain(self, event: Drain, now: float) -> None:
         self.draining = True
         if event.now:
-            for session in list(self.sessions.by_id.values()):
-                for request in list(session.requests.values()):
-                    self._stop(request, self._outcome(errors.SHUTTING_DOWN, request, now), now)
+            self._stop_all(list(self.requests()), errors.SHUTTING_DOWN, now)
 
     # ------------------------------------------------------------ comings and goings
 
@@ -386,7 +440,8 @@ class Router:
         if event.endpoint is None:
             return
         wanted = event.role == Role.WORKER or event.listen
-        endpoint = self.registry.get_or_make(event.endpoint) if wanted else None
+        registry = self.registry
+        endpoint = registry.get_or_make(event.endpoint) if wanted else registry.by_name.get(event.endpoint)
         if endpoint is None:
             if wanted:
                 detail = f"{self.limits.endpoints_known_max} endpoints are in use"
@@ -413,8 +468,7 @@ class Router:
             self.registry.unregister(registration)
         for attempt in list(session.attempts.values()):
             self._lost(attempt, event, now)
-        for request in list(session.requests.values()):
-            self._stop(request, self._outcome(errors.CANCELLED, request, now, cause="caller"), now)
+        self._stop_all(list(session.requests.values()), errors.CANCELLED, now, cause="caller")
         if session.endpoint is not None and not endpoints and session.endpoint in self.registry.by_name:
             self._announce(self.registry.by_name[session.endpoint], "detached", session)
         for endpoint in endpoints:
@@ -457,12 +511,16 @@ class Router:
 
     def _congested(self, event: Congested, now: float) -> None:
         session = event.session
+        if session.link is None:
+            return
         session.congested = event.congested
         for registration in session.registrations.values():
             self.registry.refresh(registration)
             self._feed(registration, now)
-        if not session.registrations:  # a worker must stay free to answer, or both sides would wait for the other
-            self.effects.append(PauseReading(session) if event.congested else ResumeReading(session))
+        if not event.congested:
+            self.effects.append(ResumeReading(session))  # it may have become a worker since it was paused
+        elif not session.registrations:  # a worker must stay free to answer, or both sides would wait for the other
+            self.effects.append(PauseReading(session))
 
     def _register(
         self,
@@ -584,7 +642,9 @@ class Router:
         if params.since is not None:
             raise CommandError("since is not supported by this broker yet: topics keep no history; leave it out")
         endpoint = self._endpoint_for(event, params.endpoint, Role.LISTENER)
-        self._one_more_name(event.session)
+        known = endpoint.topics.get(params.topic)
+        if known is None or event.session not in known.subscribers:
+            self._one_more_name(event.session)
         topic = self._topic(endpoint, params.topic)
         topic.subscribe(event.session)
         return {"endpoint": endpoint.name, "topic": topic.name, "seq": topic.seq}
@@ -718,8 +778,7 @@ class Router:
             for wire_id, request in session.requests.items():
                 assert request.session is session and request.wire_id == wire_id and request.state is not ENDED
                 assert request.slot is not None and request in request.slot
-                queued = request in request.endpoint.queue
-                assert queued == (request.attempt is None), "a request waits, or a worker has it"
+                assert request.attempt is None or request not in request.endpoint.queue, "it waits and a worker has it"
             for number, attempt in session.attempts.items():
                 assert attempt.id == number and attempt.session is session
                 assert attempt.request.attempt is attempt and attempt.request.state is not ENDED

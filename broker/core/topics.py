@@ -61,10 +61,13 @@ class Topic:
 
 
 def topic_of(endpoint: Endpoint, name: str | None, topics_max: int) -> Topic | None:
-    """The topic of that name, made if need be; None if the bound is reached and all are heard by somebody."""
+    """The topic of that name, made if need be; None if the bound is reached and all are heard by somebody.
+
+    The one without a name is not counted: whoever listens to the endpoint at all can always be given it.
+    """
     topic = endpoint.topics.get(name)
     if topic is None:
-        if len(endpoint.topics) > topics_max:
+        if name is not None and len(endpoint.topics) - (None in endpoint.topics) >= topics_max:
             unheard = next((n for n, t in endpoint.topics.items() if n is not None and not t.subscribers), None)
             if unheard is None:
                 return None

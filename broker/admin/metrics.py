@@ -1,0 +1,197 @@
+"""`/metrics` in the Prometheus text format, made from plain integers when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from broker.auth.authenticate import AuthCounters
+from broker.auth.door import Door
+from broker.auth.facts import Refused
+from broker.core.access import Principal, is_admin
+from broker.core.router import Router
+from broker.links.acceptor import Acceptor
+from broker.links.loop import LoopLinks
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+ENDPOINTS_SHOWN = 200
+"""endpoints with a label of their own; the others are added up as `other`"""
+
+
+class Lag:
+    """How late the event loop is: the last sample, the longest, all in seconds. Sampled twice a second."""
+
+    __slots__ = ("last_s", "max_s", "samples", "sum_s")
+
+    def __init__(self) -> None:
+        self.last_s = 0.0
+        self.max_s = 0.0
+        self.sum_s = 0.0
+        self.samples = 0
+
+    def add(self, late_s: float) -> None:
+        """One sample."""
+        self.last_s = late_s
+        self.max_s = max(self.max_s, late_s)
+        self.sum_s += late_s
+        self.samples += 1
+
+
+class Sources(msgspec.Struct):
+    """Where the figures come from. `acceptor` is None in a program that brings its own HTTP server."""
+
+    router: Router
+    links: LoopLinks
+    auth: AuthCounters
+    lag: Lag
+    acceptor: Callable[[], Acceptor | None]
+
+
+class Collector:
+    """Turns the counters into metric families. Every name stands here and nowhere else."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, in a fixed order."""
+        yield from self._requests()
+        yield from self._messages()
+        yield from self._sessions()
+        yield from self._endpoints()
+        yield from self._links()
+        yield from self._doors()
+
+    def _requests(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        counters, pending = self._sources.router.counters, self._sources.router.pending
+        yield CounterMetricFamily("broker_requests_accepted", "Requests taken into the books.", value=counters.accepted)
+        ended = CounterMetricFamily("broker_requests_ended", "Requests that ended, by outcome.", labels=["outcome"])
+        for name, count in counters.ended.items():
+            ended.add_metric([name], count)
+        yield ended
+        yield GaugeMetricFamily("broker_requests_pending", "Accepted, not ended.", value=pending.count)
+        yield CounterMetricFamily("broker_attempts", "Requests given to workers.", value=counters.attempts)
+        yield CounterMetricFamily("broker_retries", "Requests given to another worker.", value=counters.retries)
+        yield CounterMetricFamily("broker_cancels", "Attempts called back.", value=counters.cancels)
+        buckets, total = [], 0
+        for power, count in enumerate(counters.latency):
+            total += count
+            if power >= 6:  # 64 µs
+                buckets.append((str(2**power / 1e6), float(total)))
+        buckets.append(("+Inf", float(total)))
+        yield HistogramMetricFamily(
+            "broker_request_seconds", "From acceptance to end.", buckets=buckets, sum_value=counters.latency_sum_s
+        )
+
+    def _messages(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        counters = self._sources.router.counters
+        for name, text in (
+            ("late_replies", "Replies to attempts that had ended."),
+            ("foreign_replies", "Replies to what others were asked."),
+            ("nameless_replies", "Replies with id null."),
+            ("malformed", "Messages that were none."),
+            ("strikes", "Signs of abuse."),
+            ("notifications", "Calls nobody waits for."),
+            ("notifications_dropped", "Those of them no worker was free for."),
+            ("broadcasts", "Messages published."),
+            ("broadcasts_refused", "Messages not published because too many were under way."),
+            ("copies", "Copies of broadcasts written."),
+            ("copies_dropped", "Copies dropped because a reader was slow."),
+        ):
+            yield CounterMetricFamily(f"broker_{name}", text, value=getattr(counters, name))
+
+    def _sessions(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        router = self._sources.router
+        yield GaugeMetricFamily("broker_sessions", "Sessions there are.", value=len(router.sessions))
+        yield CounterMetricFamily("broker_sessions_attached", "Sessions that came.", value=router.counters.attached)
+        yield CounterMetricFamily("broker_sessions_detached", "Sessions that left.", value=router.counters.detached)
+        yield GaugeMetricFamily("broker_fanouts", "Broadcasts under way.", value=len(router.fanouts))
+        yield GaugeMetricFamily("broker_draining", "1 while the broker shuts down.", value=int(router.draining))
+
+    def _endpoints(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        sums: dict[str, list[int]] = {}
+        for endpoint in self._sources.router.registry.by_name.values():
+            label = endpoint.name if len(sums) < ENDPOINTS_SHOWN else "other"
+            row = sums.setdefault(label, [0, 0, 0, 0])
+            row[0] += len(endpoint.registrations)
+            row[1] += len(endpoint.queue)
+            row[2] += sum(registration.load for registration in endpoint.registrations.values())
+            row[3] += endpoint.listeners
+        for column, (name, text) in enumerate(
+            (
+                ("workers", "Workers of an endpoint."),
+                ("queued", "Requests that wait for a worker."),
+                ("executing", "Requests that workers have."),
+                ("listeners", "Sessions that hear its broadcasts."),
+            )
+        ):
+            family = GaugeMetricFamily(f"broker_endpoint_{name}", text, labels=["endpoint"])
+            for label, row in sums.items():
+                family.add_metric([label], row[column])
+            yield family
+
+    def _links(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        links, lag = self._sources.links, self._sources.lag
+        waiting = [link.outbox_bytes for link in links.links]
+        yield GaugeMetricFamily("broker_links", "Open sockets of peers.", value=len(waiting))
+        yield GaugeMetricFamily("broker_outbox_bytes", "Bytes peers have not taken yet.", value=sum(waiting))
+        yield GaugeMetricFamily("broker_outbox_bytes_max", "The fullest outbox.", value=max(waiting, default=0))
+        for name in links.counters.__slots__:
+            text = f"{name.replace('_', ' ').capitalize()} on all links."
+            yield CounterMetricFamily(f"broker_link_{name}", text, value=getattr(links.counters, name))
+        yield GaugeMetricFamily("broker_loop_lag_seconds", "How late the event loop was last.", value=lag.last_s)
+        yield GaugeMetricFamily("broker_loop_lag_max_seconds", "How late it ever was.", value=lag.max_s)
+
+    def _doors(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        door = CounterMetricFamily("broker_door", "Requests at the door, by what became of them.", labels=["result"])
+        for name in self._sources.auth.__slots__:
+            door.add_metric([name], getattr(self._sources.auth, name))
+        yield door
+        acceptor = self._sources.acceptor()
+        if acceptor is not None:
+            yield GaugeMetricFamily(
+                "broker_unauthenticated", "Sockets nobody has authenticated on.", value=acceptor.unauthenticated
+            )
+            for name in acceptor.counters.__slots__:
+                text = f"{name.replace('_', ' ').capitalize()} at the listening sockets."
+                yield CounterMetricFamily(f"broker_accept_{name}", text, value=getattr(acceptor.counters, name))
+
+
+def may_see_metrics(principal: Principal) -> bool:
+    """Metrics name all endpoints: they are for administrators and for whoever has a role at all of them."""
+    return is_admin(principal.grants) or any("*" in grant.endpoints for grant in principal.grants)
+
+
+class MetricsHandler(Door):
+    """`GET /metrics`."""
+
+    sources: Sources
+
+    def get(self) -> None:
+        """The metrics, for those who may see every endpoint."""
+        principal = self.authenticate()
+        if not may_see_metrics(principal):
+            raise Refused(403, "metrics are for administrators and for tokens with a role at every endpoint (*)")
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(Collector(self.sources))
+        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.finish(generate_latest(registry))

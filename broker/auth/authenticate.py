@@ -1,0 +1,199 @@
+"""One authentication for every door: Host, then Origin, then exactly one credential."""
+
+import base64
+import binascii
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from broker.auth.facts import Refused, RequestFacts
+from broker.auth.guesses import Guesses
+from broker.auth.origins import HostRules
+from broker.auth.tickets import Tickets
+from broker.auth.tokens import TokenStore, digest_of
+from broker.core.access import Principal
+
+BEARER_SUBPROTOCOL = "bearer."
+SECRET_MIN = 32
+"""characters of a token given from outside, as `auth.admin_token`"""
+
+_CHALLENGE = ("WWW-Authenticate", "Bearer")
+
+
+class AuthCounters:
+    """What authentication has seen, as plain counts."""
+
+    __slots__ = ("admitted", "malformed", "misdirected", "missing", "origin_refused", "throttled", "wrong")
+
+    def __init__(self) -> None:
+        self.admitted = 0
+        """requests that came with a valid credential"""
+        self.malformed = 0
+        """400: no usable Host, or a credential given twice"""
+        self.misdirected = 0
+        """421: another Host"""
+        self.origin_refused = 0
+        """403: a page of another origin"""
+        self.missing = 0
+        """401: no credential"""
+        self.wrong = 0
+        """401: a credential that is not valid, whatever the cause"""
+        self.throttled = 0
+        """429: one more of these from an address that had sent too many"""
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """The one credential of a request that is looked at: where it stood, and what it was (None: unreadable)."""
+
+    place: str
+    secret: str | None
+
+
+def from_authorization(facts: RequestFacts) -> Credential | None:
+    """`Authorization: Bearer <token>` (RFC 6750 section 2.1); another scheme is a bad credential, not none."""
+    value = _only(facts.header("authorization"), "Authorization header")
+    if value is None:
+        return None
+    scheme, _, secret = value.partition(" ")
+    return Credential("token", secret.strip(" ") if scheme.lower() == "bearer" else None)
+
+
+def from_subprotocol(facts: RequestFacts) -> Credential | None:
+    """`Sec-WebSocket-Protocol: bearer.<base64url of the token, unpadded>`: the one header a page can set."""
+    offered = (part.strip() for line in facts.header("sec-websocket-protocol") for part in line.split(","))
+    bearers = tuple(name for name in offered if name.startswith(BEARER_SUBPROTOCOL))
+    value = _only(bearers, "bearer subprotocol")
+    return None if value is None else Credential("token", _from_base64url(value[len(BEARER_SUBPROTOCOL) :]))
+
+
+def from_ticket(facts: RequestFacts) -> Credential | None:
+    """`?ticket=…`, good once."""
+    value = _only(facts.parameter("ticket"), "ticket")
+    return None if value is None else Credential("ticket", value)
+
+
+READERS: tuple[Callable[[RequestFacts], Credential | None], ...] = (
+    from_authorization,
+    from_subprotocol,
+    from_ticket,
+)
+"""Where credentials are looked for; the first place that holds one decides."""
+
+
+def bearer_subprotocol(token: str) -> str:
+    """The subprotocol that carries a token, for clients that can set no headers."""
+    return BEARER_SUBPROTOCOL + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+
+
+def _only(values: tuple[str, ...], what: str) -> str | None:
+    if len(values) > 1:
+        raise Refused(400, f"more than one {what}")
+    return values[0] if values else None
+
+
+def _from_base64url(text: str) -> str | None:
+    if "=" in text:  # no letter of a subprotocol's name (RFC 6455 section 4.1)
+        return None
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        return raw.decode("utf-8")
+    except (binascii.Error, ValueError):  # UnicodeDecodeError, non-ASCII text
+        return None
+
+
+class Authenticator:
+    """Says who a request comes from, or refuses it; the same way for every route.
+
+    `rules` judge Host and Origin; `tokens` are the stored ones (None: there are none); `fixed` maps secrets
+    known to this process alone (the local token, the admin token) to their principals; `clock` is wall-clock
+    time, for the expiry of what a ticket was issued to.
+    Raises ValueError if one of these secrets is shorter than 32 characters (an empty one would let anybody in).
+    """
+
+    def __init__(
+        self,
+        rules: HostRules,
+        *,
+        tokens: TokenStore | None,
+        tickets: Tickets,
+        guesses: Guesses,
+        fixed: Mapping[str, Principal],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if any(len(secret) < SECRET_MIN for secret in fixed):
+            raise ValueError(f"a token has at least {SECRET_MIN} characters; set auth.admin_token accordingly")
+        self.rules = rules
+        self.tokens = tokens
+        self.tickets = tickets
+        self.counters = AuthCounters()
+        self._guesses = guesses
+        self._fixed = {digest_of(secret): principal for secret, principal in fixed.items()}
+        self._clock = clock
+
+    def check_door(self, facts: RequestFacts) -> None:
+        """Judge Host and Origin only: for the few routes that are open to anybody.
+
+        Raises Refused (400, 421, 403) as `HostRules.check`.
+        """
+        try:
+            self.rules.check(facts)
+        except Refused as refused:
+            self._count_door(refused.status)
+            raise
+
+    def authenticate(self, facts: RequestFacts) -> Principal:
+        """Who sent the request.
+
+        Raises Refused: 400, 421, 403 as `check_door`; 400 for a credential given twice; 401 for none, 401 in
+        one form for every credential that is not valid, 429 with Retry-After instead of that when too many
+        wrong ones came from the address. A valid credential passes however many wrong ones came before.
+        """
+        self.check_door(facts)
+        credential = self._credential(facts)
+        principal = self._principal(credential)
+        if principal is None:
+            raise self._wrong(facts.remote)
+        self.counters.admitted += 1
+        return principal
+
+    def _count_door(self, status: int) -> None:
+        self.counters.malformed += status == 400
+        self.counters.misdirected += status == 421
+        self.counters.origin_refused += status == 403
+
+    def _credential(self, facts: RequestFacts) -> Credential:
+        try:
+            for reader in READERS:
+                credential = reader(facts)
+                if credential is not None:
+                    return credential
+        except Refused:
+            self.counters.malformed += 1
+            raise
+        self.counters.missing += 1
+        raise Refused(401, "a credential is required", (_CHALLENGE,))
+
+    def _principal(self, credential: Credential) -> Principal | None:
+        secret = credential.secret or ""  # the empty one is nobody's, and costs as much
+        if credential.place == "ticket":
+            principal = self.tickets.redeem(secret)
+            return principal if principal is not None and self._still_holds(principal) else None
+        digest = digest_of(secret)
+        stored = self.tokens.lookup(digest) if self.tokens is not None else None
+        # As with stored tokens, a dict keyed by digests tells nothing about the secrets.
+        return self._fixed.get(digest, stored)
+
+    def _still_holds(self, principal: Principal) -> bool:
+        """Whether what a ticket was issued to has neither expired nor been revoked since."""
+        if principal.expires_at is not None and self._clock() >= principal.expires_at:
+            return False
+        return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
+
+    def _wrong(self, remote: str) -> Refused:
+        wait_s = self._guesses.wrong(remote)
+        if wait_s:
+            self.counters.throttled += 1
+            return Refused(429, "too many wrong credentials from this address", (("Retry-After", str(wait_s)),))
+        self.counters.wrong += 1
+        return Refused(401, "the credential is not valid", (_CHALLENGE,))

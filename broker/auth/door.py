@@ -1,0 +1,108 @@
+"""The base of every HTTP handler: facts, authentication and refusals, the same for all routes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import IOStream
+from tornado.web import RequestHandler
+
+from broker.auth.authenticate import Authenticator
+from broker.auth.facts import Refused, RequestFacts, facts_of
+from broker.auth.proxies import TrustedProxies
+from broker.core.access import Principal
+from broker.links.acceptor import Acceptor
+
+
+class Gate:
+    """What every handler asks: who may come in. `acceptor` is told who did, so that they count no longer."""
+
+    __slots__ = ("acceptor", "authenticator", "proxies")
+
+    def __init__(self, authenticator: Authenticator, proxies: TrustedProxies, acceptor: Acceptor | None = None) -> None:
+        self.authenticator = authenticator
+        self.proxies = proxies
+        self.acceptor = acceptor
+
+
+class Door(RequestHandler):
+    """A handler that knows who is asking. Subclasses call `authenticate` first, or `check_door` if open to anybody.
+
+    Every answer is JSON unless a subclass says otherwise, is not cached, and says nothing about the server.
+    """
+
+    gate: Gate
+    facts: RequestFacts
+
+    def initialize(self, gate: Gate, **more: Any) -> None:
+        """Called by tornado with the route's arguments; the others become attributes."""
+        self.gate = gate
+        for name, value in more.items():
+            setattr(self, name, value)
+
+    def prepare(self) -> None:
+        """The request is complete: its facts are taken once."""
+        self.facts = facts_of(self.request, self.gate.proxies)
+        if self.gate.acceptor is not None:
+            self.gate.acceptor.requested(self.stream)
+
+    def set_default_headers(self) -> None:
+        """Headers of every answer."""
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+
+    @property
+    def stream(self) -> IOStream:
+        """The connection's stream."""
+        return cast("HTTP1Connection", self.request.connection).stream
+
+    def check_door(self) -> None:
+        """Judge Host and Origin. Raises Refused."""
+        self.gate.authenticator.check_door(self.facts)
+
+    def authenticate(self) -> Principal:
+        """Who is asking. Raises Refused."""
+        principal = self.gate.authenticator.authenticate(self.facts)
+        if self.gate.acceptor is not None:
+            self.gate.acceptor.authenticated(self.stream)
+        return principal
+
+    def answer(self, value: object, status: int = 200) -> None:
+        """Answer with JSON."""
+        self.set_status(status)
+        self.finish(msgspec.json.encode(value))
+
+    def refuse(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        """Answer with an error. A connection that offered an upgrade is not kept: bytes may follow nobody must look at."""
+        self.set_status(status)
+        for name, value in headers:
+            self.set_header(name, value)
+        if status != 404 or "Upgrade" in self.request.headers:
+            self.set_header("Connection", "close")
+        self.finish(msgspec.json.encode({"error": reason, "status": status}))
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Tornado's own errors and `Refused`, in the one form."""
+        if self._headers_written:
+            super().send_error(status_code, **kwargs)
+            return
+        error = kwargs.get("exc_info", (None, None))[1]
+        self.clear()
+        if isinstance(error, Refused):
+            self.refuse(error.status, error.reason, error.headers)
+        else:
+            reason = kwargs.get("reason") or {404: "no such path", 405: "no such method here"}.get(status_code)
+            self.refuse(status_code, reason or self._reason)
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Refusals are answers, not faults of the broker."""
+        if not isinstance(value, Refused):
+            super().log_exception(typ, value, tb)
+
+    def compute_etag(self) -> None:
+        """Answers are about now."""

@@ -1,0 +1,116 @@
+"""Files that only their owner may read: where they lie, how they are replaced whole, and whom to believe."""
+
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_TIMEOUT_S = 5.0
+
+
+def make_private_folder(folder: Path) -> None:
+    """See that a folder exists, is the caller's own, no link, and closed to others (0700).
+
+    Raises PermissionError naming the folder when it is somebody else's, OSError when it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} is not a folder of your own (owner uid {state.st_uid})")
+    if state.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def read_checked(descriptor: int, path: Path, size_max: int) -> bytes:
+    """The contents of an open regular file that nobody but its reader or root could have written.
+
+    Raises PermissionError naming the file when others own it or may write to it, ValueError when it is no
+    regular file or has more than `size_max` bytes.
+    """
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    if state.st_uid not in {os.geteuid(), 0} or state.st_mode & 0o022:
+        raise PermissionError(f"{path} could have been written by others (uid {state.st_uid}); chmod 600 it")
+    if state.st_size > size_max:
+        raise ValueError(f"{path} has {state.st_size} bytes, more than {size_max}")
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(size_max)
+
+
+def replace_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambda _: None) -> int:
+    """Put `data` in place of the file at once (0600; readers see the old or the new whole) and durably.
+
+    `prepare` is called with the new file's descriptor before it takes its name. Returns the descriptor, which
+    the caller closes. Raises OSError; the old file then stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        prepare(descriptor)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power cut may bring back the old name's contents, say a revoked token.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some file systems cannot; the file has been replaced by now
+    finally:
+        os.close(descriptor)
+
+
+def give_to_folder_owner(descriptor: int, folder: Path) -> None:
+    """When root writes into a service's folder, the file becomes the service's, or it could not read it."""
+    if os.geteuid() == 0:
+        state = folder.stat()
+        os.fchown(descriptor, state.st_uid, state.st_gid)
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Hold the lock beside a file against other writers, threads of this process included.
+
+    Raises TimeoutError naming the lock after `timeout_s` seconds, OSError when it cannot be made.
+    """
+    # A file beside it, because the file itself is replaced; kept, because removing it would race.
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        state = os.fstat(descriptor)
+        if state.st_uid == os.geteuid() and state.st_nlink == 1 and state.st_size == 0:
+            give_to_folder_owner(descriptor, path.parent)
+        _wait_for_lock(descriptor, lock, timeout_s)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, lock: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"{lock} is held by another process for {timeout_s:g} s") from None
+            time.sleep(0.02)
+        else:
+            return

@@ -1,0 +1,268 @@
+"""The configuration as types: one struct per section, each key with its default, its bounds and one sentence.
+
+`configs/default.toml` and `docs/configuration.md` are generated from here, so the sentences are the documentation.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+KIB = 1024
+MIB = 1024 * KIB
+DAY_S = 86_400
+
+SECRET = {"secret": True}
+"""Marks a key whose value is never shown."""
+PATH = {"path": True}
+"""Marks a key that names a file: `~` is expanded, a relative path in a file starts at that file's folder."""
+
+_HOST_NAME = Annotated[
+    str, Meta(pattern=r"\A[^\s/@,]{1,255}\Z", extra={"expects": "host names, each with or without a port"})
+]
+_ORIGIN = Annotated[
+    str,
+    Meta(
+        pattern=r"\Ahttps?://[^\s/?#@,*]{1,255}\Z",
+        extra={"expects": "origins such as https://lab.example:8443, without a path"},
+    ),
+]
+_ADDRESS = Annotated[str, Meta(extra={"expects": "IP addresses or networks such as 10.0.0.0/8"})]
+_Count = Annotated[int, Meta(ge=0, le=10_000_000)]
+_Deadline = Annotated[float, Meta(gt=0, le=366 * DAY_S)]
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the broker listens, and which hosts, pages and proxies it believes."""
+
+    host: Annotated[
+        str,
+        Meta(
+            pattern=r"\A[^\s/@]{1,255}\Z",
+            description="Address to listen on; one that other machines can reach needs TLS, or `insecure`.",
+            extra={"expects": "an IP address or a host name"},
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port to listen on; 0 lets the system choose one.")] = (
+        8787
+    )
+    insecure: Annotated[
+        bool,
+        Meta(description="Listen on an address other machines can reach without TLS; tokens then travel in the open."),
+    ] = False
+    tls_certificate: Annotated[
+        str, Meta(description="PEM file with the certificate and its chain; empty: no TLS.", extra=PATH)
+    ] = ""
+    tls_key: Annotated[
+        str, Meta(description="PEM file with the certificate's private key, not encrypted.", extra=PATH)
+    ] = ""
+    allowed_hosts: Annotated[
+        tuple[_HOST_NAME, ...],
+        Meta(
+            max_length=1000,
+            description="Names beside its own by which clients may address the broker in the Host header.",
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[_ORIGIN, ...],
+        Meta(max_length=1000, description="Origins beside its own whose web pages may connect; compared exactly."),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[_ADDRESS, ...],
+        Meta(max_length=1000, description="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."),
+    ] = ()
+    drain_s: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="Seconds that requests in flight may still take after SIGTERM."),
+    ] = 25
+    uvloop: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="Event loop: `auto` takes uvloop where it is installed, `on` insists on it."),
+    ] = "auto"
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens, tickets and how often somebody may guess."""
+
+    tokens_file: Annotated[
+        str,
+        Meta(description="File with the digests of the tokens; empty: in the user's state folder.", extra=PATH),
+    ] = ""
+    admin_token: Annotated[
+        str,
+        Meta(
+            pattern=r"\A(?:[\x21-\x7e]{32,512})?\Z",
+            description="A token that may do everything; give it as BROKER_AUTH__ADMIN_TOKEN rather than in a file.",
+            extra={**SECRET, "expects": "32 to 512 visible ASCII characters, or nothing"},
+        ),
+    ] = ""
+    ticket_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds within which a browser's one-time ticket must be used.")
+    ] = 30
+    guesses_per_minute: Annotated[
+        int, Meta(ge=1, le=100_000, description="Wrong credentials that one address may send in a minute.")
+    ] = 30
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every bound of the broker; reaching one is answered with `overloaded`, `too_large` or a close code."""
+
+    deadline_s: Annotated[
+        _Deadline, Meta(description="Seconds a request may take when its caller names no timeout.")
+    ] = 30
+    deadline_max_s: Annotated[
+        _Deadline, Meta(description="The longest timeout in seconds that a caller may ask for.")
+    ] = 3600
+    slot_ms: Annotated[
+        int, Meta(ge=1, le=200, description="Milliseconds to which deadlines are gathered and so may be late.")
+    ] = 50
+    capacity: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="Requests at once for a worker that names no capacity of its own."),
+    ] = 1024
+    capacity_sdk: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Requests at once for a worker written with the SDK.")
+    ] = 64
+    queue_max: Annotated[_Count, Meta(description="Requests that may wait for a worker, per endpoint.")] = 1000
+    in_flight_max: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Unfinished requests that one session may have.")
+    ] = 10_000
+    batch_max: Annotated[int, Meta(ge=1, le=100_000, description="Members of one JSON-RPC batch.")] = 1000
+    endpoints_known_max: Annotated[
+        int,
+        Meta(ge=1, le=10_000_000, description="Endpoints that are remembered after their last worker has left."),
+    ] = 10_000
+    names_per_session_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Endpoints served plus topics subscribed, per session.")
+    ] = 1000
+    topics_per_endpoint_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Topics that are remembered per endpoint.")
+    ] = 1000
+    sessions_max: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Peers that may be attached at the same time.")
+    ] = 100_000
+    methods_declared_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Methods that one worker may declare for an endpoint.")
+    ] = 1000
+    fanouts_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Broadcasts that may be on their way at the same time.")
+    ] = 1000
+    grace_max_s: Annotated[
+        float,
+        Meta(ge=0, le=DAY_S, description="Seconds a session may ask to outlive a broken connection; 0: never."),
+    ] = 300
+    start_grace_s: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="Seconds after the start in which an unknown endpoint counts as retryable."),
+    ] = 10
+    message_max_bytes: Annotated[
+        int, Meta(ge=4 * KIB, le=1024 * MIB, description="Bytes of one message, after all expansion.")
+    ] = 16 * MIB
+    unauthenticated_max_bytes: Annotated[
+        int, Meta(ge=4 * KIB, le=16 * MIB, description="Bytes of a request before its sender is known.")
+    ] = 64 * KIB
+    fragments_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Frames into which one WebSocket message may be cut.")
+    ] = 131_072
+    outbox_soft_bytes: Annotated[
+        int,
+        Meta(
+            ge=4 * KIB,
+            le=1024 * MIB,
+            description="Bytes waiting for a slow reader from which broadcasts are dropped.",
+        ),
+    ] = MIB
+    outbox_hard_bytes: Annotated[
+        int,
+        Meta(ge=4 * KIB, le=4096 * MIB, description="Bytes waiting for a slow reader from which it is closed (4408)."),
+    ] = 8 * MIB
+    stall_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds a reader may take nothing at all before it is closed (4408).")
+    ] = 10
+    write_turn_bytes: Annotated[
+        int, Meta(ge=4 * KIB, le=64 * MIB, description="Bytes written to one connection before the next has its turn.")
+    ] = 256 * KIB
+    close_timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds to wait for the other side's part of a close handshake.")
+    ] = 2
+    ping_interval_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Seconds of silence after which a connection is pinged; 0: never.")
+    ] = 20
+    ping_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds without an answer to a ping until a connection is dead.")
+    ] = 20
+    pings_per_s: Annotated[int, Meta(ge=1, le=1_000_000, description="Pings a peer may send in a second.")] = 100
+    strikes_max: Annotated[
+        int, Meta(ge=1, le=1000, description="Malformed messages within a minute that close a connection (4400).")
+    ] = 3
+    accepts_per_s: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="New TCP connections accepted in a second; the rest wait.")
+    ] = 2000
+    unauthenticated_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Connections whose sender is not known yet, over all addresses.")
+    ] = 1000
+    unauthenticated_per_address_max: Annotated[
+        int,
+        Meta(
+            ge=1, le=1_000_000, description="The same from one address; this machine's own may reach the overall one."
+        ),
+    ] = 100
+    header_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds for TLS and the header of the first request on a connection.")
+    ] = 10
+    body_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds for the body of an HTTP request.")] = 30
+    prune_slice: Annotated[
+        int, Meta(ge=1, le=100_000, description="Expired requests ended before the event loop has its turn.")
+    ] = 500
+    fanout_slice: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="Listeners that a broadcast reaches before the event loop has its turn."),
+    ] = 200
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds for one endpoint alone. An endpoint named here is known before a worker has served it."""
+
+    policy: Annotated[
+        Literal["least_pending", "round_robin", "newest"],
+        Meta(description="Which of several free workers is asked."),
+    ] = "least_pending"
+    queue_max: Annotated[_Count | None, Meta(description="Requests that may wait; otherwise `limits.queue_max`.")] = (
+        None
+    )
+    deadline_s: Annotated[
+        _Deadline | None,
+        Meta(description="Seconds when the caller names no timeout; otherwise `limits.deadline_s`."),
+    ] = None
+    deadline_max_s: Annotated[
+        _Deadline | None, Meta(description="The longest timeout in seconds; otherwise `limits.deadline_max_s`.")
+    ] = None
+    closed: Annotated[
+        str,
+        Meta(
+            description="A reason closes the endpoint: who attaches is told it with close code 4404; empty: open.",
+            extra={"expects": "a text of at most 123 bytes"},
+        ),
+    ] = ""
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon writes to its standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least important lines to write.")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "human", "json"],
+        Meta(description="Form of the lines; `auto` writes for people on a terminal, JSON elsewhere."),
+    ] = "auto"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration of one broker. All of it has defaults; `Config()` is a working broker on loopback."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    limits: Limits = Limits()
+    endpoints: dict[str, Endpoint] = {}
+    log: Log = Log()

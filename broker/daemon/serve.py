@@ -1,0 +1,167 @@
+"""Runs a broker as a process: event loop, signals, log, access file, systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from broker._version import VERSION
+from broker.auth.access_file import Access, AccessError, AccessFile
+from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
+from broker.config.errors import ConfigError
+from broker.config.model import Config
+from broker.config.rules import is_loopback
+from broker.daemon.logs import Logs
+from broker.daemon.systemd import Notifier
+from broker.node.broker import Broker, ReloadError
+
+log = logging.getLogger("broker")
+
+
+class StartError(Exception):
+    """Why the broker does not start, in one line that says what to do."""
+
+
+def run(config: Config, reread: Callable[[], Config]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. `reread` loads the configuration anew, for SIGHUP.
+
+    Raises StartError and ConfigError before anything is served.
+    """
+    check_exposure(config)
+    logs = Logs(config.log.level, config.log.format)
+    with logs, asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+        return runner.run(_Daemon(config, reread, logs).main())
+
+
+def check_exposure(config: Config) -> None:
+    """Refuse to send tokens in the open by accident. Raises StartError."""
+    server = config.server
+    if not is_loopback(server.host) and not server.tls_certificate and not server.insecure:
+        raise StartError(
+            f"{server.host} can be reached from other machines, and without TLS tokens would travel in the open: "
+            "set server.tls_certificate and server.tls_key, or say --insecure if something else protects the way"
+        )
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if config.server.uvloop == "off":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if config.server.uvloop == "on":
+            raise StartError('uvloop is not installed; install it, or set server.uvloop = "auto"') from None
+        return None
+    return uvloop.new_event_loop
+
+
+class _Daemon:
+    """One run of the process."""
+
+    def __init__(self, config: Config, reread: Callable[[], Config], logs: Logs) -> None:
+        self._config = config
+        self._reread = reread
+        self._logs = logs
+        self._notifier = Notifier()
+        self._ending = asyncio.Event()
+        self._ending_now = asyncio.Event()
+
+    async def main(self) -> int:
+        secret = new_secret()
+        self._logs.hide(secret)
+        if self._config.auth.admin_token:
+            self._logs.hide(self._config.auth.admin_token)
+        tokens = TokenStore(Path(self._config.auth.tokens_file or default_tokens_path()))
+        broker = Broker(self._config, tokens=tokens, fixed={secret: local_principal()})
+        await broker.start()
+        try:
+            url = await self._listen(broker)
+            access = self._write_access(broker, url, secret)
+            self._take_signals(broker)
+            try:
+                return await self._serve(broker, url)
+            finally:
+                if access is not None:
+                    access.remove()
+        finally:
+            await broker.stop()
+
+    async def _listen(self, broker: Broker) -> str:
+        server = self._config.server
+        try:
+            return await broker.listen()
+        except OSError as error:
+            where = f"{server.host}:{server.port}"
+            raise StartError(
+                f"cannot listen on {where}: {error.strerror or error}; is another broker running there? "
+                "--port chooses another port"
+            ) from None
+
+    def _write_access(self, broker: Broker, url: str, secret: str) -> AccessFile | None:
+        """So that commands of this user on this machine need no arguments. The broker serves without it too."""
+        try:
+            access = Access(url=url, token=secret, pid=os.getpid(), started=time.time())
+            return AccessFile.write(broker.port, access)
+        except AccessError as error:
+            log.warning("commands on this machine will need --url and --token: %s", error)
+            return None
+
+    async def _serve(self, broker: Broker, url: str) -> int:
+        # What has been made until now stays: the collector need not walk over it again and again.
+        gc.collect()
+        gc.freeze()
+        log.info("broker %s serves on %s", VERSION, url)
+        self._notifier.ready(f"serving on {url}")
+        watchdog = asyncio.create_task(self._watch()) if self._notifier.watchdog_s else None
+        await self._ending.wait()
+        self._notifier.stopping("draining")
+        drain_s = self._config.server.drain_s
+        log.info("draining: %d requests in flight, at most %g s", broker.router.pending.count, drain_s)
+        drained = asyncio.create_task(broker.drain(drain_s))
+        hurried = asyncio.create_task(self._ending_now.wait())
+        await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, hurried, watchdog):
+            if task is not None:
+                task.cancel()
+        log.info("stopping with %d requests in flight", broker.router.pending.count)
+        return 0
+
+    async def _watch(self) -> None:
+        """Tell systemd that the loop turns."""
+        assert self._notifier.watchdog_s is not None
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(self._notifier.watchdog_s / 2)
+
+    def _take_signals(self, broker: Broker) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, broker)
+
+    def _end(self) -> None:
+        """The first time drain, the second time end."""
+        if self._ending.is_set():
+            self._ending_now.set()
+        self._ending.set()
+
+    def _reload(self, broker: Broker) -> None:
+        """All or nothing: what is wrong is said, and everything stays as it was."""
+        self._notifier.reloading()
+        try:
+            config = self._reread()
+            check_exposure(config)
+            broker.reload(config)
+        except (ConfigError, ReloadError, StartError, ValueError) as error:
+            log.error("reload refused, everything stays as it was: %s", error)
+        else:
+            self._config = config
+            self._logs.set_level(config.log.level)
+            log.info("reloaded the configuration")
+        self._notifier.ready()

@@ -1,0 +1,154 @@
+"""The engine: feeds events to the router, performs its effects, and keeps one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from broker.core.deadlines import NEVER
+from broker.core.events import CloseLink, Deliver, Event, PauseReading, ResumeReading, StartFanout
+from broker.core.ids import SessionId
+from broker.core.router import Router
+
+log = logging.getLogger("broker")
+
+
+class Engine:
+    """One router on one event loop. Everything here runs on the loop's thread.
+
+    `prune_slice` and `fanout_slice` bound how many requests are expired, and how many copies of a broadcast written,
+    before the loop gets to do something else.
+    """
+
+    def __init__(
+        self, router: Router, loop: asyncio.AbstractEventLoop, *, prune_slice: int = 500, fanout_slice: int = 200
+    ) -> None:
+        self.router = router
+        self.loop = loop
+        self.now: Callable[[], float] = time.monotonic  # uvloop's own clock only counts milliseconds
+        self._prune_slice = prune_slice
+        self._fanout_slice = fanout_slice
+        self._performing = False
+        self._fanning_out = False
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = NEVER
+        self._sessions_made: SessionId = 0
+        self._perform: dict[type, Callable[[Any], None]] = {
+            CloseLink: self._close_link,
+            PauseReading: lambda effect: effect.session.link and effect.session.link.pause_reading(),
+            ResumeReading: lambda effect: effect.session.link and effect.session.link.resume_reading(),
+            StartFanout: self._start_fanout,
+        }
+        self._stopped = False
+
+    def next_session(self) -> SessionId:
+        """A number no session of this router had before."""
+        self._sessions_made += 1
+        return self._sessions_made
+
+    def feed(self, event: Event) -> None:
+        """Let the router take in an event, and do what it says.
+
+        Performing an effect may feed another event (a link that breaks while it is written to); its effects join the
+        end of the list being performed.
+        """
+        router = self.router
+        effects = router.handle(event, self.now())
+        if not self._performing:
+            if effects:
+                self._perform_all(effects)
+            deadlines = router.pending.deadlines
+            if deadlines.earliest < self._timer_at or router.sessions.expiry.earliest < self._timer_at:
+                self._arm()
+
+    def stop(self) -> None:
+        """Let go of the timer. Nothing may be fed afterwards."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _perform_all(self, effects: list[Any]) -> None:
+        self._performing = True
+        try:
+            for effect in effects:  # grows while it is walked over
+                if type(effect) is Deliver:
+                    link = effect.session.link
+                    if link is not None:
+                        try:
+                            link.deliver(effect.message)
+                        except Exception:
+                            self._failed(effect.session)
+                else:
+                    self._perform[type(effect)](effect)
+        finally:
+            effects.clear()
+            self._performing = False
+
+    def _failed(self, session: Any) -> None:
+        """A peer's own code raised: its link ends, nobody else notices."""
+        log.exception("delivering to %s failed; its link is closed", session)
+        if session.link is not None:
+            session.link.close(1011, "the broker failed to write to this link")
+
+    def _close_link(self, effect: CloseLink) -> None:
+        if effect.session.link is not None:
+            effect.session.link.close(effect.close.code, effect.reason)
+
+    # ------------------------------------------------------------ time
+
+    def _arm(self) -> None:
+        due = self.router.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = due
+        if due != NEVER and not self._stopped:
+            self._timer = self.loop.call_later(max(0.0, due - self.now()), self._tick)
+
+    def _tick(self) -> None:
+        """Expire what is due, a slice at a time, so that the loop stays responsive."""
+        self._timer = None
+        self._timer_at = NEVER
+        more = self.router.tick(self.now(), self._prune_slice)
+        if self.router.effects:
+            self._perform_all(self.router.effects)
+        if more and not self._stopped:
+            self._timer_at = self.router.next_deadline()
+            self._timer = self.loop.call_soon(self._tick)
+        else:
+            self._arm()
+
+    # ------------------------------------------------------------ broadcasts
+
+    def _start_fanout(self, _: StartFanout) -> None:
+        if not self._fanning_out:
+            self._fanning_out = True
+            self._fan_out()
+
+    def _fan_out(self) -> None:
+        """Write one slice of the broadcast under way; the frame is built once per kind of peer and shared."""
+        piece = self.router.fanouts.slice(self._fanout_slice)
+        if piece is None or self._stopped:
+            self._fanning_out = False
+            return
+        message, listeners, frames = piece
+        counters = self.router.counters
+        for session in listeners:
+            link = session.link
+            if link is None:
+                continue
+            try:
+                if link.broadcast(message, frames):
+                    counters.copies += 1
+                else:
+                    counters.copies_dropped += 1
+            except Exception:
+                self._failed(session)
+        if len(self.router.fanouts):
+            self.loop.call_soon(self._fan_out)
+        else:
+            self._fanning_out = False

@@ -1,0 +1,122 @@
+"""The link over a socket of its own: an asyncio transport without a coroutine or future per message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from broker.links.limits import LinkLimits
+from broker.links.link import Link
+
+if TYPE_CHECKING:
+    from broker.links.loop import LoopLinks
+
+_TLS_WRITE_BUFFER_BYTES = 65_536
+
+
+class SocketLink(Link, asyncio.BufferedProtocol):
+    """A link over an asyncio or uvloop transport: a taken plain socket, or a client's connection.
+
+    All links of a loop receive into one buffer, which is free again before the next read. The transport
+    never holds more than one turn's write: what the kernel does not take stays in the outbox.
+    """
+
+    __slots__ = ("_in_transport", "_transport", "turn_bytes")
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        links: LoopLinks,
+        *,
+        client: bool = False,
+        remote: str = "",
+        early: bytes = b"",
+        limits: LinkLimits | None = None,
+    ) -> None:
+        super().__init__(links, client=client, remote=remote, early=early, limits=limits)
+        self.turn_bytes = self._limits.write_turn_bytes
+        self._in_transport = 0
+
+    # ── asyncio's side ──
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hold the transport still until `start`."""
+        self._transport = cast("asyncio.Transport", transport)
+        # A TLS transport of asyncio with a bound of 0 pauses and is never resumed.
+        tls = transport.get_extra_info("ssl_object") is not None
+        self._transport.set_write_buffer_limits(high=_TLS_WRITE_BUFFER_BYTES if tls else 0)
+        self._transport.pause_reading()
+        self._links.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return the buffer that all links of this loop share."""
+        return self._links.receive_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parse what came."""
+        self._feed(bytes(self._links.receive_buffer[:nbytes]))
+
+    def eof_received(self) -> None:
+        """The peer says nothing more: asyncio closes the transport."""
+
+    def pause_writing(self) -> None:
+        """The kernel's buffer is full."""
+        self.blocked = True
+        self._links.liveness.blocked(self)
+
+    def resume_writing(self) -> None:
+        """The kernel took what the transport held."""
+        self.flushed += self._in_transport
+        self._in_transport = 0
+        self.blocked = False
+        self._links.liveness.unblocked(self)
+        self._writer.mark(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        self._lost()
+
+    # ── the link's side ──
+
+    def _hand(self, data: bytes | memoryview) -> None:
+        size = len(data)
+        if self._transport.is_closing():
+            self._pieces.clear()
+            return
+        self._transport.write(data)
+        if self.blocked:
+            self._in_transport = min(size, self._transport.get_write_buffer_size())
+        self.flushed += size - self._in_transport
+        counters = self._links.counters
+        counters.writes += 1
+        counters.bytes_out += size
+
+    def progress(self) -> int:
+        """Return `flushed`, after asking the transport what it still holds."""
+        if self.blocked and self._in_transport:
+            left = min(self._in_transport, self._transport.get_write_buffer_size())
+            self.flushed += self._in_transport - left
+            self._in_transport = left
+        return self.flushed
+
+    def _pause_transport(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _resume_transport(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _finish_writing(self) -> None:
+        # With bytes of the peer unread, close() would reset the connection and the peer might never see our
+        # close frame. So: half-close, read on, and go when the peer does (or the close timeout ends).
+        if self._transport.is_closing():
+            return
+        if self._mask is None and self._transport.can_write_eof():
+            self._transport.write_eof()
+        elif self._parser.violation is not None:
+            self._transport.close()
+
+    def _abort_transport(self) -> None:
+        self._transport.abort()

@@ -1,0 +1,89 @@
+"""Takes a connection out of tornado's hands once its opening request has been found good."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, cast
+
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+
+from broker.links.limits import LinkLimits
+from broker.links.link import Link
+from broker.links.socket import SocketLink
+from broker.links.stream import StreamLink
+
+if TYPE_CHECKING:
+    from broker.links.loop import LoopLinks
+
+
+async def take(
+    stream: IOStream,
+    response: bytes,
+    links: LoopLinks,
+    *,
+    subprotocol: str | None = None,
+    limits: LinkLimits | None = None,
+    keep_stream: bool = False,
+) -> Link:
+    """Write ``response`` (the 101) and return the link that owns the connection from then on.
+
+    ``stream`` comes from ``RequestHandler.detach()``, called before any reply was written. Nothing is read
+    into a receiver until `Link.start`; bytes that came before are kept for it. The socket is taken out of the
+    stream unless it is under TLS or ``keep_stream`` is set. ``subprotocol`` is noted on the link; ``limits`` replaces those of ``links``.
+
+    Raises ConnectionError when the peer is gone, TimeoutError when it does not take the 101 within
+    `close_timeout_s`, OSError when the process has no file descriptor left; the stream is closed then.
+    """
+    try:
+        stream.set_nodelay(True)
+        written = stream.write(response)
+        if not written.done():  # an earlier reply on this connection was not read yet
+            await asyncio.wait_for(written, links.limits.close_timeout_s)
+        early, reading = _read_out(stream)
+        remote = _address(stream.socket)
+        if keep_stream or isinstance(stream, SSLIOStream):
+            link: Link = StreamLink(links, stream, remote=remote, early=early, limits=limits)
+            link.subprotocol = subprotocol
+            if reading is not None:
+                cast("StreamLink", link).adopt(reading)
+            return link
+        # From here to the close nothing may await: the stream would read what belongs to the link.
+        taken = stream.socket.dup()
+    except StreamClosedError as error:
+        raise ConnectionResetError("the peer left before the handshake was done") from error
+    except (OSError, TimeoutError):
+        stream.close()
+        raise
+    stream.close()
+    link = SocketLink(links, remote=remote, early=early, limits=limits)
+    link.subprotocol = subprotocol
+    try:
+        await links.loop.connect_accepted_socket(lambda: link, taken)
+    except BaseException:
+        taken.close()
+        raise
+    return link
+
+
+def _read_out(stream: IOStream) -> tuple[bytes, asyncio.Future[bytes] | None]:
+    """Return what the stream holds in its buffer, or the read that waits for more.
+
+    ``max_buffer_size`` is more than the buffer can hold, so one read empties it (tornado 6.6: a partial read
+    returns what is there; with an empty buffer it tries the socket once).
+    """
+    future = cast("asyncio.Future[bytes]", stream.read_bytes(stream.max_buffer_size, partial=True))
+    if future.done():
+        return future.result(), None
+    return b"", future
+
+
+def _address(taken: socket.socket) -> str:
+    try:
+        name = taken.getpeername()
+    except OSError:
+        return "gone"
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "local"

@@ -1,0 +1,264 @@
+"""The broker as an object: joins router, engine, links, doors and routes, in any process and any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import ssl
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.routing import Rule, URLSpec
+from tornado.web import Application
+
+from broker.admin.health import LiveHandler, ReadyHandler
+from broker.admin.metrics import Lag, MetricsHandler, Sources
+from broker.auth.authenticate import Authenticator
+from broker.auth.door import Door, Gate
+from broker.auth.facts import Refused
+from broker.auth.guesses import Guesses
+from broker.auth.origins import HostRules
+from broker.auth.proxies import TrustedProxies
+from broker.auth.tickets import Tickets
+from broker.auth.tokens import TokenStore, admin_principal
+from broker.config.certificates import server_context
+from broker.config.model import Config
+from broker.core.access import Principal
+from broker.core.errors import DRAINED, UNAUTHORISED
+from broker.core.events import Drain
+from broker.core.router import Router
+from broker.engine.engine import Engine
+from broker.links.acceptor import Acceptor
+from broker.links.loop import LoopLinks
+from broker.node.settings import accept_limits, core_limits, endpoint_limits, link_limits
+from broker.transports.http.tickets import TicketHandler
+from broker.transports.websocket.handler import WebSocketHandler
+
+log = logging.getLogger("broker")
+
+LAG_SAMPLE_S = 0.5
+TOKENS_LOOK_S = 1.0
+CLOSING_BATCH = 200
+"""links closed at once at the end of a drain; the next batch follows after a random moment"""
+
+
+class ReloadError(ValueError):
+    """A new configuration that cannot be taken over while the broker runs; the text names the key."""
+
+
+class NotFoundHandler(Door):
+    """Whatever has no route: 404, in the form of all other errors."""
+
+    def prepare(self) -> None:
+        """Refuse."""
+        super().prepare()
+        self.check_door()
+        raise Refused(404, "no such path")
+
+
+class Broker:
+    """One broker. `await start()`, then `await listen()` for sockets of its own; `await stop()` leaves nothing behind.
+
+    `tokens` are the stored tokens (None: there are none), `fixed` maps secrets known to this process alone to who
+    they stand for. Not thread-safe: everything is called on the event loop that `start` ran in.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        tokens: TokenStore | None = None,
+        fixed: Mapping[str, Principal] | None = None,
+    ) -> None:
+        self.config = config or Config()
+        self.node = secrets.token_hex(4)
+        self.port = 0
+        self._tokens = tokens
+        self._fixed = dict(fixed or {})
+        if self.config.auth.admin_token:
+            self._fixed[self.config.auth.admin_token] = admin_principal()
+        self._lag = Lag()
+        self._server: HTTPServer | None = None
+        self._acceptor: Acceptor | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Make the parts on the running event loop. Nothing listens yet."""
+        loop = asyncio.get_running_loop()
+        limits = self.config.limits
+        self.router = Router(
+            core_limits(self.config), endpoint_limits(self.config), node=self.node, now=time.monotonic()
+        )
+        self.engine = Engine(
+            self.router, loop, prune_slice=limits.prune_slice, fanout_slice=limits.fanout_slice
+        )  # fmt: skip
+        self.links = LoopLinks(link_limits(self.config))
+        auth = self.config.auth
+        self.tickets = Tickets(time.monotonic, live_s=auth.ticket_s)
+        self.authenticator = Authenticator(
+            self._host_rules(self.config),
+            tokens=self._tokens,
+            tickets=self.tickets,
+            guesses=Guesses(time.monotonic, per_minute=auth.guesses_per_minute),
+            fixed=self._fixed,
+        )
+        self.gate = Gate(self.authenticator, TrustedProxies(self.config.server.trusted_proxies))
+        self._repeat("lag", LAG_SAMPLE_S, self._sample_lag)
+        if self._tokens is not None:
+            self._repeat("tokens", TOKENS_LOOK_S, self._look_at_tokens)
+
+    async def listen(self) -> str:
+        """Bind the configured address and serve on it; returns the URL.
+
+        Raises OSError if the address cannot be had, ConfigError for a certificate that cannot be used.
+        """
+        server, limits = self.config.server, self.config.limits
+        context = server_context(server)
+        sockets = bind_sockets(server.port, server.host, reuse_port=False)
+        self.port = sockets[0].getsockname()[1]
+        self.authenticator.rules = self._host_rules(self.config)
+        self._server = HTTPServer(
+            Application(self.routes(), default_handler_class=NotFoundHandler, default_handler_args={"gate": self.gate}),
+            idle_connection_timeout=limits.header_timeout_s,
+            body_timeout=limits.body_timeout_s,
+            max_header_size=limits.unauthenticated_max_bytes,
+            max_body_size=limits.message_max_bytes,
+            max_buffer_size=limits.message_max_bytes + limits.unauthenticated_max_bytes,
+        )
+        self._acceptor = Acceptor(self._server, limits=accept_limits(self.config), ssl_context=context)
+        self.gate.acceptor = self._acceptor
+        self._acceptor.add_sockets(sockets)
+        return self.url
+
+    @property
+    def url(self) -> str:
+        """Where the broker listens, as a client writes it."""
+        server = self.config.server
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(server.host, server.host)  # noqa: S104
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        return f"{'https' if server.tls_certificate else 'http'}://{host}:{self.port}"
+
+    def routes(self, prefix: str = "") -> list[Rule | URLSpec]:
+        """All routes, for a tornado application."""
+        gate = {"gate": self.gate}
+        websocket = gate | {
+            "engine": self.engine,
+            "links": self.links,
+            "sessions_max": self.config.limits.sessions_max,
+        }
+        sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
+        return [
+            URLSpec(rf"{prefix}/ws", WebSocketHandler, websocket),
+            URLSpec(rf"{prefix}/ws/([^/]*)", WebSocketHandler, websocket),
+            URLSpec(rf"{prefix}/ticket", TicketHandler, gate | {"tickets": self.tickets}),
+            URLSpec(rf"{prefix}/livez", LiveHandler, gate),
+            URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),
+            URLSpec(rf"{prefix}/metrics", MetricsHandler, gate | {"sources": sources}),
+        ]
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new work and wait for what is in flight; whether all of it ended in time."""
+        self.engine.feed(Drain())
+        ends_at = self.engine.now() + timeout_s
+        while self.router.pending.count and self.engine.now() < ends_at:  # noqa: ASYNC110 - the router has no events
+            await asyncio.sleep(0.02)
+        return self.router.pending.count == 0
+
+    async def stop(self) -> None:
+        """End what is left as `shutting_down`, close every link, and let go of sockets and timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self.engine.feed(Drain(now=True))
+        await self._close_links()
+        self.engine.stop()
+        if self._server is not None:
+            await self._server.close_all_connections()
+            self._server = None
+
+    async def _close_links(self) -> None:
+        """In batches with a random pause between, so that not all come back in the same instant."""
+        links = self.links.links
+        for at in range(0, len(links), CLOSING_BATCH):
+            for link in links[at : at + CLOSING_BATCH]:
+                link.close(DRAINED.code, "the broker is shutting down; come back in a moment")
+            if at + CLOSING_BATCH < len(links):
+                await asyncio.sleep(secrets.randbelow(50) / 1000)
+        await self.links.close(DRAINED.code, "the broker is shutting down; come back in a moment")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # ------------------------------------------------------------ reload
+
+    def reload(self, config: Config) -> None:
+        """Take over a new configuration while running: all of it, or nothing.
+
+        Raises ReloadError for a key that needs a restart, ConfigError or ValueError for one that is wrong.
+        """
+        for key in ("host", "port", "insecure", "uvloop"):
+            if getattr(config.server, key) != getattr(self.config.server, key):
+                raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
+        if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
+            raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
+        if config.auth != self.config.auth:
+            raise ReloadError("the section auth cannot change while the broker runs; restart it")
+        if config.limits.slot_ms != self.config.limits.slot_ms:
+            raise ReloadError("limits.slot_ms cannot change while the broker runs; restart it")
+        context: ssl.SSLContext | None = server_context(config.server)
+        rules, proxies = self._host_rules(config), TrustedProxies(config.server.trusted_proxies)
+        limits, endpoints, links = core_limits(config), endpoint_limits(config), link_limits(config)
+        # Nothing below can fail.
+        self.config = config
+        self.authenticator.rules, self.gate.proxies = rules, proxies
+        self.router.reconfigure(limits, endpoints)
+        self.links.limits = links
+        if self._acceptor is not None:
+            self._acceptor.ssl_context = context
+            self._acceptor.limits = accept_limits(config)
+
+    # ------------------------------------------------------------ housekeeping
+
+    def _host_rules(self, config: Config) -> HostRules:
+        server = config.server
+        return HostRules([(server.host, self.port or server.port or 1)], server.allowed_hosts, server.allowed_origins)
+
+    def _repeat(self, name: str, interval_s: float, action: Any) -> None:
+        """Call `action(late_s)` every so often until the broker stops; what it raises is logged."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + interval_s
+
+        def run() -> None:
+            late_s = loop.time() - due
+            self._repeat(name, interval_s, action)
+            try:
+                action(late_s)
+            except Exception:
+                log.exception("%s failed", name)
+
+        self._timers[name] = loop.call_at(due, run)
+
+    def _sample_lag(self, late_s: float) -> None:
+        self._lag.add(max(0.0, late_s))
+
+    def _look_at_tokens(self, _: float) -> None:
+        """End the sessions of tokens that were revoked."""
+        assert self._tokens is not None
+        gone = self._tokens.refresh()
+        if gone:
+            for session in list(self.router.sessions.by_id.values()):
+                if session.token_id in gone and session.link is not None:
+                    session.link.close(UNAUTHORISED.code, "the token was revoked")

@@ -1,0 +1,1 @@
+"""JSON-RPC over WebSocket: `/ws` and `/ws/{endpoint}`."""

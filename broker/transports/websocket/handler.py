@@ -1,0 +1,105 @@
+"""The opening of a WebSocket: everything is judged before the 101, nothing after it."""
+
+from __future__ import annotations
+
+import time
+
+from broker.auth.door import Door
+from broker.auth.facts import Refused
+from broker.core.access import Principal, Role, is_name, roles_at
+from broker.core.errors import ENDPOINT_CLOSED
+from broker.core.events import Attached
+from broker.engine.engine import Engine
+from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
+from broker.links.link import Link
+from broker.links.loop import LoopLinks
+from broker.links.take import take
+from broker.transports.websocket.peer import WebSocketPeer
+from broker.transports.websocket.query import Attachment, QueryError, read_query
+from broker.wire.jsonrpc import JsonRpc
+
+
+class WebSocketHandler(Door):
+    """`/ws` and `/ws/{endpoint}`. The order of refusal: request, Host, Origin, credential, query, role, bounds."""
+
+    engine: Engine
+    links: LoopLinks
+    sessions_max: int
+
+    async def get(self, endpoint: str = "") -> None:
+        """Attach a peer, or refuse it with 400, 401, 403, 405, 421, 426 or 503."""
+        upgrade = check_upgrade(self.request.method or "", self.request.headers, self.request.version)
+        if isinstance(upgrade, Refusal):
+            self.check_door()
+            raise Refused(upgrade.status, upgrade.reason, upgrade.headers)
+        principal = self.authenticate()
+        attachment = self._read_query(endpoint)
+        self._check_role(principal, endpoint, attachment.role)
+        self._check_room()
+        stream = self.detach()
+        response = switching_protocols(upgrade.key, choose_subprotocol(upgrade.subprotocols))
+        try:
+            link = await take(stream, response, self.links)
+        except (ConnectionError, TimeoutError):
+            return  # gone before it was attached: nothing to tell anybody
+        self._attach(link, principal, endpoint, attachment)
+
+    def _read_query(self, endpoint: str) -> Attachment:
+        if endpoint and not is_name(endpoint):
+            raise Refused(400, f"{endpoint[:128]!r} is no name of an endpoint")
+        query: dict[str, list[str]] = {}
+        for name, value in self.facts.query:
+            query.setdefault(name, []).append(value)
+        try:
+            attachment = read_query(query)
+        except QueryError as error:
+            raise Refused(400, str(error)) from None
+        if attachment.role == Role.WORKER and not endpoint:
+            raise Refused(400, "role=worker goes with /ws/{endpoint}; on /ws call broker.serve")
+        return attachment
+
+    def _check_role(self, principal: Principal, endpoint: str, role: Role) -> None:
+        if endpoint and not roles_at(principal.grants, endpoint) & role:
+            raise Refused(403, f"{principal.name} may not be {(role.name or '').lower()} at {endpoint}")
+
+    def _check_room(self) -> None:
+        router = self.engine.router
+        if router.draining:
+            raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
+        if len(router.sessions) >= self.sessions_max:
+            raise Refused(503, f"{self.sessions_max} sessions are connected", (("Retry-After", "5"),))
+
+    def _attach(self, link: Link, principal: Principal, endpoint: str, attachment: Attachment) -> None:
+        router, session_id = self.engine.router, self.engine.next_session()
+        known = router.registry.by_name.get(endpoint)
+        if known is not None and known.limits.closed:
+            link.close(ENDPOINT_CLOSED.code, known.limits.closed)
+            return
+        codec = JsonRpc(
+            node=router.node,
+            session_id=session_id,
+            endpoint=endpoint,
+            meta=attachment.meta,
+            binary=attachment.binary,
+            defaults=attachment.defaults,
+        )
+        peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes)
+        expires_at = None
+        if principal.expires_at is not None:
+            expires_at = self.engine.now() + principal.expires_at - time.time()
+        attached = Attached(
+            session=session_id,
+            link=peer,
+            principal=principal.name,
+            grants=principal.grants,
+            role=attachment.role,
+            endpoint=endpoint or None,
+            listen=attachment.hears,
+            capacity=attachment.capacity,
+            expires_at=expires_at,
+            token_id=principal.token_id,
+            remote=link.remote,
+            dialect="jsonrpc",
+        )
+        self.engine.feed(attached)
+        peer.start(router.sessions.by_id[session_id])

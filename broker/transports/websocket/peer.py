@@ -1,0 +1,198 @@
+"""A WebSocket peer: its link on one side, its session in the router on the other, the codec between."""
+
+from __future__ import annotations
+
+from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST, TOO_LARGE, Outcome
+from broker.core.events import Asked, Congested, Detached, Malformed, Refused
+from broker.core.messages import Call, End, Message
+from broker.core.sessions import Session
+from broker.engine.engine import Engine
+from broker.links.link import Link
+from broker.wire.attachments import AttachmentError, unpack
+from broker.wire.frames import binary_frame, text_frame
+from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, encode_error, is_batch, split_batch
+
+
+class Batch:
+    """The replies to one batch, gathered until the last member has ended. `size_max` bounds them in bytes."""
+
+    __slots__ = ("_replies", "_room", "left")
+
+    def __init__(self, size_max: int) -> None:
+        self.left = 0
+        self._room = size_max
+        self._replies: list[bytes] = []
+
+    def add(self, reply: bytes) -> None:
+        """One more reply that nobody waits for."""
+        self._room -= len(reply)
+        self._replies.append(reply)
+
+    def end(self, wire_id: object, reply: bytes) -> None:
+        """One member has ended; a reply for which there is no room is replaced by the error that says so."""
+        self.left -= 1
+        if len(reply) > self._room and isinstance(wire_id, bytes):
+            detail = "the replies of its batch together are larger than a message may be"
+            reply = encode_error(wire_id, Outcome(kind=TOO_LARGE, detail=detail, dispatched=True))
+        self.add(reply)
+
+    def text(self) -> bytes:
+        """The array of replies; empty if there are none."""
+        return b"[%b]" % b",".join(self._replies) if self._replies else b""
+
+
+class WebSocketPeer:
+    """Receives for its link, and is what the core knows as the session's link."""
+
+    __slots__ = ("_batched", "_codec", "_engine", "_feeding", "_link", "_message_max_bytes", "_session")
+
+    def __init__(self, engine: Engine, link: Link, codec: JsonRpc, message_max_bytes: int) -> None:
+        self._engine = engine
+        self._link = link
+        self._codec = codec
+        self._message_max_bytes = message_max_bytes
+        self._session: Session | None = None
+        self._batched: dict[object, Batch] | None = None
+        self._feeding: Batch | None = None
+
+    def start(self, session: Session) -> None:
+        """Begin to listen to the link, on behalf of this session."""
+        self._session = session
+        self._codec.session = session
+        self._link.start(self)
+
+    # ------------------------------------------------------------ from the link
+
+    def message(self, payload: bytes, binary: bool) -> None:
+        """One whole message. Whatever is wrong with it is told and counted; the link stays."""
+        try:
+            if binary:
+                event = self._decode_binary(payload)
+            elif payload[:1] in b"[ \t\r\n" and is_batch(payload):
+                self._take_batch(payload)
+                return
+            else:
+                event = self._codec.decode(payload)
+        except BadMessage as bad:
+            self._link.send(bad.answer)
+            self._malformed(bad)
+            return
+        if event is not None:
+            self._engine.feed(event)
+
+    def congested(self, congested: bool) -> None:
+        """The outbox rose above its soft bound, or fell again."""
+        if self._session is not None:
+            self._engine.feed(Congested(self._session, congested))
+
+    def closed(self, code: int, reason: str) -> None:
+        """The link is no more."""
+        session, self._session = self._session, None
+        if session is not None:
+            self._engine.feed(Detached(session, code, reason, self._link.flushed))
+
+    def _decode_binary(self, payload: bytes) -> Decoded:
+        self._codec.binary = True
+        try:
+            text, attachments = unpack(payload)
+            if not text.isascii():
+                text.decode()  # text frames have been checked by the link
+        except AttachmentError as error:
+            raise BadMessage(INVALID_REQUEST, str(error), strike=True) from None
+        except UnicodeDecodeError as error:
+            raise BadMessage(INVALID_REQUEST, f"part 0 is no UTF-8: {error}", strike=True) from None
+        if is_batch(text):
+            raise BadMessage(INVALID_REQUEST, "a batch comes in a text frame, without attachments")
+        return self._codec.decode(text, attachments)
+
+    def _malformed(self, bad: BadMessage) -> None:
+        if self._session is not None:
+            self._engine.feed(Malformed(self._session, str(bad), bad.strike))
+
+    def _take_batch(self, payload: bytes) -> None:
+        """Each member goes its own way; the array of replies goes out when the last has ended (section 6)."""
+        members = split_batch(payload)
+        batch = self._feeding = Batch(self._message_max_bytes)
+        batch.left = 1  # for this loop itself, so that the array is not sent before all members are fed
+        for member in members:
+            try:
+                event = self._codec.decode(member)
+            except BadMessage as bad:
+                batch.add(bad.answer)
+                self._malformed(bad)
+                continue
+            if event is not None and self._session is not None:
+                if isinstance(event, (Asked, Refused)) and event.wire_id is not None:
+                    self._expect(batch, event.wire_id, self._session)
+                self._engine.feed(event)
+        self._feeding = None
+        batch.left -= 1
+        self._send_batch(batch)
+
+    def _expect(self, batch: Batch, wire_id: object, session: Session) -> None:
+        batch.left += 1
+        self._batched = self._batched or {}
+        if wire_id not in session.requests:  # an id in flight ends as a duplicate, at once
+            self._batched[wire_id] = batch
+
+    def _collect(self, end: End, reply: bytes) -> bool:
+        """Put the end of a batch's member among its replies; False if it was no member."""
+        batch: Batch | None
+        if end.outcome.kind is DUPLICATE_ID:
+            batch = self._feeding
+        else:
+            batch = self._batched.pop(end.wire_id, None) if self._batched else None
+        if batch is None:
+            return False
+        batch.end(end.wire_id, reply)
+        self._send_batch(batch)
+        return True
+
+    def _send_batch(self, batch: Batch) -> None:
+        if batch.left == 0 and (text := batch.text()):
+            self._link.send(text)
+
+    # ------------------------------------------------------------ from the router, by the engine
+
+    @property
+    def takes_binary(self) -> bool:
+        """Whether this peer takes binary frames."""
+        return self._codec.binary
+
+    def deliver(self, message: Message) -> None:
+        """Write one message."""
+        pieces = self._codec.encode(message)
+        link = self._link
+        if type(message) is End:
+            if (self._batched or self._feeding) and self._collect(message, b"".join(pieces)):
+                return
+            link.send_parts(pieces, self._codec.takes_binary(message.body))
+        elif type(message) is Call:
+            link.send_parts(pieces, self._codec.takes_binary(message.body))
+            message.attempt.mark = link.enqueued
+        else:
+            link.send_parts(pieces, self._codec.takes_binary(getattr(message, "body", None)))
+
+    def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
+        """Write one of many copies."""
+        binary = self._codec.takes_binary(getattr(message, "body", None))
+        key = "jsonrpc binary" if binary else "jsonrpc text"
+        frame = frames.get(key)
+        if frame is None:
+            payload = b"".join(self._codec.encode(message))
+            if len(payload) > self._message_max_bytes:
+                return False
+            frame = frames[key] = binary_frame(payload) if binary else text_frame(payload)
+        return self._link.send_frame(frame)
+
+    def close(self, code: int, reason: str) -> None:
+        """Write what is queued, say why, and end."""
+        self._link.close(code, reason)
+
+    def pause_reading(self) -> None:
+        """Read no more until `resume_reading`."""
+        self._link.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._link.resume_reading()

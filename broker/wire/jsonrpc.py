@@ -1,0 +1,490 @@
+"""The JSON-RPC 2.0 dialect: text to events, messages to text (https://www.jsonrpc.org/specification).
+
+Only the envelope is looked into; params, result and error data pass as they came. The envelope is always encoded anew,
+so what the broker judged is what the other side reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from broker.core.access import is_name
+from broker.core.errors import (
+    DUPLICATE_ID,
+    INVALID_JSON,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    NO_METHOD,
+    WORKER_ERROR,
+    Kind,
+    Outcome,
+)
+from broker.core.events import Answered, Asked, BadReply, Cancel, ErrorReply, Refused, Stray
+from broker.core.ids import SessionId
+from broker.core.messages import (
+    DEFAULT_OPTIONS,
+    Body,
+    Broadcast,
+    Call,
+    CancelAttempt,
+    End,
+    Message,
+    Notify,
+    Options,
+    ReplyMeta,
+)
+from broker.core.options import OptionError, read_options
+from broker.core.sessions import Session
+from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
+
+Decoded: TypeAlias = Asked | Answered | Cancel | Stray | Refused | BadReply | None
+Attachments: TypeAlias = tuple[bytes | memoryview, ...]
+Pieces: TypeAlias = list[bytes | memoryview]
+
+ID_MAX = 128
+"""bytes of a string id"""
+BATCH_MAX = 1000
+ENVELOPE_MAX = 65536
+"""bytes of a message beside its params, result, error, meta and id"""
+ABSENT = msgspec.Raw(b"")
+OWN_CODES = range(-32019, -32000)
+"""codes by which the broker tells its own outcomes; a worker's error with one of them is wrapped"""
+
+
+class BadMessage(ValueError):
+    """A message that is none of this dialect. `answer` is what to tell the peer, `strike` whether it is abuse."""
+
+    def __init__(self, kind: Kind, detail: str, *, strike: bool = False, wire_id: bytes = b"null") -> None:
+        super().__init__(detail)
+        self.strike = strike
+        self.answer = encode_error(wire_id, Outcome(kind=kind, detail=detail))
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """The members JSON-RPC knows, and `meta`. Unknown ones are ignored."""
+
+    jsonrpc: Literal["2.0"]
+    id: msgspec.Raw = ABSENT
+    method: str | None = None
+    params: msgspec.Raw = ABSENT
+    result: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+    meta: msgspec.Raw = ABSENT
+
+
+class ErrorObject(msgspec.Struct, gc=False):
+    """The member `error` as the specification wants it (section 5.1)."""
+
+    code: int
+    message: str
+    data: msgspec.Raw = ABSENT
+
+
+class WorkerMeta(msgspec.Struct):
+    """What a worker may say beside a reply."""
+
+    retryable: bool = False
+
+
+class CancelParams(msgspec.Struct):
+    """`$/cancelRequest` (Language Server Protocol 3.17)."""
+
+    id: msgspec.Raw
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_error = msgspec.json.Decoder(ErrorObject).decode
+_decode_worker_meta = msgspec.json.Decoder(WorkerMeta).decode
+_decode_cancel = msgspec.json.Decoder(CancelParams).decode
+_decode_members = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@lru_cache(maxsize=4096)
+def name_bytes(name: str) -> bytes | None:
+    """A name as bytes; None if it is none."""
+    return name.encode() if is_name(name) else None
+
+
+# ---------------------------------------------------------------- reading
+
+
+class JsonRpc:
+    """The codec of one link. `endpoint` is what the link is attached to, "" for nothing.
+
+    `meta` says whether calls to this peer carry what is left of their deadline; `binary` whether it takes binary
+    frames, which it also shows by sending one; `defaults` are the options its query set. `session` must be set before
+    anything is decoded.
+    """
+
+    __slots__ = ("_foreign_prefix", "_own_prefix", "_reply_prefix", "binary", "defaults", "endpoint", "meta", "session")
+
+    def __init__(
+        self, *, node: str, session_id: SessionId, endpoint: str = "", meta: bool = False, binary: bool = False,
+        defaults: Options = DEFAULT_OPTIONS,
+    ) -> None:  # fmt: skip
+        self.session: Session
+        self.endpoint = endpoint
+        self.meta = meta
+        self.binary = binary
+        self.defaults = defaults
+        self._foreign_prefix = b'"%b-' % node.encode()
+        self._reply_prefix = b'"%b-%d-' % (node.encode(), session_id)
+        self._own_prefix = b'{"jsonrpc":"2.0","id":%b' % self._reply_prefix
+
+    def decode(self, text: bytes, attachments: Attachments = ()) -> Decoded:
+        """One message; None for one that asks for nothing. Raises BadMessage."""
+        try:
+            envelope = _decode_envelope(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise _explain(text, error) from None
+        if not _looks_plain(text, envelope):
+            _check_duplicates(text, envelope)
+        fault = ""
+        if BASE64_KEY in text:
+            attachments, fault = _collect(envelope, attachments)
+        if envelope.method is None:
+            return self._decode_reply(envelope, attachments, fault)
+        return self._decode_call(envelope, envelope.method, attachments, fault)
+
+    def _decode_call(self, envelope: Envelope, method: str, attachments: Attachments, fault: str) -> Decoded:
+        wire_id = None
+        if envelope.id is not ABSENT:
+            wire_id = bytes(envelope.id)
+            if not wire_id.isdigit() or len(wire_id) > 18:
+                wire_id = _checked_id(wire_id)
+        endpoint = self.endpoint
+        if method[:7] == "broker.":
+            endpoint = ""
+        elif method[:2] == "$/":
+            return self._decode_protocol(envelope, method, wire_id)
+        elif not endpoint:
+            endpoint, _, method = method.partition("/")
+        if name_bytes(method) is None or (endpoint and name_bytes(endpoint) is None):
+            fault = self._why_no_name(envelope.method or "")
+        options = self.defaults
+        if envelope.meta is not ABSENT:
+            try:
+                options = read_options(envelope.meta, options)
+            except OptionError as error:
+                return self._refuse(wire_id, INVALID_PARAMS, str(error), endpoint, method)
+        if fault:
+            return self._refuse(wire_id, INVALID_REQUEST, fault, endpoint, method)
+        return Asked(self.session, wire_id, endpoint, method, Body(envelope.params, attachments), options)
+
+    def _refuse(self, wire_id: bytes | None, kind: Kind, detail: str, endpoint: str, method: str) -> Decoded:
+        if wire_id is None:
+            raise BadMessage(kind, detail)
+        return Refused(self.session, wire_id, kind, detail, endpoint[:ID_MAX], method[:ID_MAX])
+
+    def _why_no_name(self, method: str) -> str:
+        shown = method if len(method) <= ID_MAX else method[:ID_MAX] + "…"
+        names = "names are 1 to 128 of A-Z a-z 0-9 _ . - and begin with none of . -"
+        if self.endpoint:
+            return f"method {shown!r} is no name ({names}); this link is attached to {self.endpoint}"
+        return f"method {shown!r} is not of the form endpoint/method with one slash ({names})"
+
+    def _decode_protocol(self, envelope: Envelope, method: str, wire_id: bytes | None) -> Decoded:
+        """Methods that begin with `$/`: as in LSP, unknown notifications are ignored and unknown requests refused."""
+        if wire_id is not None:
+            return Refused(self.session, wire_id, NO_METHOD, f"{method[:ID_MAX]} is no request", "", method[:ID_MAX])
+        if method != "$/cancelRequest":
+            return None
+        try:
+            cancelled = bytes(_decode_cancel(envelope.params).id)
+        except msgspec.DecodeError as error:
+            raise BadMessage(INVALID_PARAMS, f"$/cancelRequest: {error}") from None
+        return Cancel(self.session, _checked_id(cancelled))
+
+    def _decode_reply(self, envelope: Envelope, attachments: Attachments, fault: str) -> Decoded:
+        """Replies as they really come: without result, with both, with errors of any shape."""
+        wire_id = bytes(envelope.id)
+        error = None
+        body = Body(b"null" if envelope.result is ABSENT else envelope.result, attachments)
+        if envelope.error is not ABSENT:
+            error, body = _read_error(envelope, attachments)
+        if not wire_id and error is None and envelope.result is ABSENT:
+            raise BadMessage(INVALID_REQUEST, "neither method nor id, result or error: neither a request nor a reply")
+        if wire_id.startswith(self._reply_prefix):
+            digits = wire_id[len(self._reply_prefix) : -1]
+            if digits.isdigit() and len(digits) < 19:
+                if fault:
+                    return BadReply(self.session, int(digits), fault)
+                return Answered(self.session, int(digits), body, error)
+        if not wire_id or wire_id == b"null":
+            return Stray(self.session, nameless=True, body=body, error=error)
+        return Stray(self.session, foreign=wire_id.startswith(self._foreign_prefix))
+
+    # ---------------------------------------------------------------- writing
+
+    def encode(self, message: Message) -> Pieces:
+        """The text of a message in pieces, which the link joins; a binary frame's pieces if `takes_binary(message)`."""
+        return self._encoders[type(message)](self, message)
+
+    def _encode_call(self, call: Call) -> Pieces:
+        body = call.body
+        pieces: Pieces = [self._own_prefix, b'%d","method":"%b"' % (call.attempt.id, self._method(call))]
+        if len(body.raw):
+            pieces += (b',"params":', self._inline(body))
+        if self.meta:
+            meta: dict[str, object] = {"timeout": round(call.left_s, 3)}
+            options = call.attempt.request.options
+            if options.trace is not None:
+                meta["trace"] = options.trace
+            if options.idempotent:
+                meta["idempotent"] = True
+            pieces += (b',"meta":', _encode(meta))
+        pieces.append(b"}")
+        return self._framed(pieces, body)
+
+    def _encode_notify(self, notify: Notify) -> Pieces:
+        pieces: Pieces = [b'{"jsonrpc":"2.0","method":"%b"' % self._method(notify)]
+        if len(notify.body.raw):
+            pieces += (b',"params":', self._inline(notify.body))
+        pieces.append(b"}")
+        return self._framed(pieces, notify.body)
+
+    def _encode_end(self, end: End) -> Pieces:
+        wire_id, body = end.wire_id, end.body
+        assert isinstance(wire_id, bytes)
+        if body is None:
+            if end.outcome.kind is DUPLICATE_ID:
+                return [encode_error(b"null", end.outcome, end.meta, duplicate=wire_id)]
+            return [encode_error(wire_id, end.outcome, end.meta)]
+        member = b"error" if end.outcome.kind is WORKER_ERROR else b"result"
+        pieces: Pieces = [b'{"jsonrpc":"2.0","id":%b,"%b":' % (wire_id, member), self._inline(body)]
+        if end.meta is not None:
+            pieces += (b',"meta":', _encode(end.meta))
+        pieces.append(b"}")
+        return self._framed(pieces, body)
+
+    def _encode_cancel(self, cancel: CancelAttempt) -> Pieces:
+        id_ = self._reply_prefix, cancel.attempt_id
+        return [b'{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":%b%d"}}' % id_]
+
+    def _encode_broadcast(self, broadcast: Broadcast) -> Pieces:
+        pieces: Pieces = [b'{"jsonrpc":"2.0","method":"broker.message","params":{']
+        if broadcast.endpoint is not None:
+            pieces.append(b'"endpoint":"%b",' % broadcast.endpoint.encode())
+        if broadcast.topic is not None:
+            pieces.append(b'"topic":"%b",' % broadcast.topic.encode())
+        if broadcast.seq is not None:
+            pieces.append(b'"seq":%d,' % broadcast.seq)
+        pieces += (b'"data":', self._inline(broadcast.body), b"}}")
+        return self._framed(pieces, broadcast.body)
+
+    def _method(self, call: Call | Notify) -> bytes:
+        """Bare where the link is attached, `endpoint/method` elsewhere."""
+        if call.endpoint == self.endpoint:
+            return call.method.encode()
+        return b"%b/%b" % (call.endpoint.encode(), call.method.encode())
+
+    def takes_binary(self, body: Body | None) -> bool:
+        """Whether a message with this body goes to this peer as a binary frame."""
+        return self.binary and body is not None and bool(body.attachments)
+
+    def _inline(self, body: Body) -> bytes | memoryview:
+        if body.attachments and not self.binary:
+            return expand(bytes(body.raw), body.attachments)
+        return body.raw
+
+    def _framed(self, pieces: Pieces, body: Body) -> Pieces:
+        return pack(pieces, body.attachments) if body.attachments and self.binary else pieces
+
+    _encoders: dict[type, Callable[[JsonRpc, Any], Pieces]] = {  # noqa: RUF012 - filled once, below
+        Call: _encode_call,
+        End: _encode_end,
+        Notify: _encode_notify,
+        CancelAttempt: _encode_cancel,
+        Broadcast: _encode_broadcast,
+    }
+
+
+class ErrorData(msgspec.Struct, omit_defaults=True):
+    """`error.data` of the broker's own outcomes. Times in milliseconds."""
+
+    outcome: str
+    retryable: bool | None = None
+    dispatched: bool | None = None
+    endpoint: str | None = None
+    method: str | None = None
+    attempts: int | None = None
+    elapsed_ms: float | None = None
+    detail: str = ""
+    phase: str = ""
+    cause: str = ""
+    bound: str = ""
+    retry_after_ms: int | None = None
+    id: msgspec.Raw = ABSENT
+
+
+def encode_error(
+    wire_id: bytes, outcome: Outcome, meta: ReplyMeta | None = None, *, duplicate: bytes | None = None
+) -> bytes:
+    """The error by which the broker tells an outcome of its own; `duplicate` is the id that was in flight."""
+    kind = outcome.kind
+    data = ErrorData(
+        outcome=kind.name,
+        retryable=outcome.retryable,
+        dispatched=outcome.dispatched,
+        endpoint=outcome.endpoint or None,
+        method=outcome.method or None,
+        attempts=outcome.attempts,
+        elapsed_ms=outcome.elapsed_ms,
+        detail=outcome.detail,
+        phase=outcome.phase,
+        cause=outcome.cause,
+        bound=outcome.bound,
+        retry_after_ms=outcome.retry_after_ms,
+    )
+    if duplicate is not None:
+        data.id = msgspec.Raw(duplicate)
+    text = kind.text
+    if kind.code in OWN_CODES and outcome.detail:  # -32700…-32600 keep the specification's words
+        text = f"{text}: {outcome.detail}"
+    error = _encode({"code": kind.code, "message": text, "data": data})
+    tail = b"" if meta is None else b',"meta":' + _encode(meta)
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b%b}' % (wire_id, error, tail)
+
+
+# ---------------------------------------------------------------- the details of reading
+
+
+def is_batch(text: bytes) -> bool:
+    """Whether a text is a batch (section 6)."""
+    return text[:1] == b"[" or text.lstrip()[:1] == b"["
+
+
+def split_batch(text: bytes) -> list[bytes]:
+    """The members of a batch. Raises BadMessage if there are none, too many, or the text is no array."""
+    try:
+        members = _decode_members(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise _explain(text, error) from None
+    if not members:
+        raise BadMessage(INVALID_REQUEST, "a batch must have members")
+    if len(members) > BATCH_MAX:
+        raise BadMessage(INVALID_REQUEST, f"a batch of {len(members)} members is above the bound of {BATCH_MAX}")
+    return [bytes(member) for member in members]
+
+
+def _explain(text: bytes, error: Exception) -> BadMessage:
+    """Why a text could not be decoded: is it no JSON at all (a strike), or JSON of the wrong shape?"""
+    if isinstance(error, msgspec.ValidationError):
+        try:
+            members = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            wire_id = _checked_id(bytes(members["id"])) if "id" in members and "method" in members else b"null"
+        except (ValueError, RecursionError):
+            wire_id = b"null"
+        return BadMessage(INVALID_REQUEST, str(error), wire_id=wire_id)
+    if isinstance(error, RecursionError):
+        return BadMessage(INVALID_JSON, "nested too deeply", strike=True)
+    return BadMessage(INVALID_JSON, str(error), strike=True)
+
+
+def _checked_id(raw: bytes) -> bytes:
+    """An id as JSON text: an integer of at most 64 bits or a string of at most 128 bytes. Raises BadMessage."""
+    if raw[:1] == b'"':
+        if b"\\" in raw:
+            try:
+                raw = _encode(msgspec.json.decode(raw))  # one spelling, so that equal ids are equal
+            except (ValueError, RecursionError) as error:
+                raise BadMessage(INVALID_JSON, f"id: {error}", strike=True) from None
+        if len(raw) <= ID_MAX + 2:
+            return raw
+        raise BadMessage(INVALID_REQUEST, f"an id of {len(raw) - 2} bytes is longer than {ID_MAX}")
+    digits = raw.removeprefix(b"-")
+    if digits.isdigit() and len(digits) < 20 and -(1 << 63) <= int(raw) < 1 << 64:
+        return raw
+    shown = raw[:40].decode("utf-8", "replace")
+    raise BadMessage(INVALID_REQUEST, f"id {shown} is neither an integer of at most 64 bits nor a string")
+
+
+# How much of a message is left beside its values, by which members it has: in JSON without spaces, and as Python's
+# json writes it. A message that has just that has no member twice, and costs no closer look (0.15 µs).
+_MEMBER_SIZES = {"jsonrpc": 15, "id": 5, "method": 11, "params": 9, "result": 9, "error": 8, "meta": 7}
+
+
+def _plain_sizes(*members: str) -> tuple[int, int]:
+    compact = 2 + sum(_MEMBER_SIZES[member] for member in members) + len(members) - 1
+    return compact, compact + 2 * len(members) - 1
+
+
+_PLAIN_CALL = frozenset(_plain_sizes("jsonrpc", "id", "method", "params"))
+_PLAIN_RESULT = frozenset(_plain_sizes("jsonrpc", "id", "result"))
+_PLAIN_NOTIFICATION = frozenset(_plain_sizes("jsonrpc", "method", "params"))
+_PLAIN_CALL_META = frozenset(_plain_sizes("jsonrpc", "id", "method", "params", "meta"))
+
+
+def _looks_plain(text: bytes, e: Envelope) -> bool:
+    if e.method is None:
+        return e.error is ABSENT and e.meta is ABSENT and len(text) - len(e.id) - len(e.result) in _PLAIN_RESULT
+    beside = len(text) - len(e.method) - len(e.params)
+    if e.id is ABSENT:
+        return e.meta is ABSENT and beside in _PLAIN_NOTIFICATION
+    if e.meta is ABSENT:
+        return beside - len(e.id) in _PLAIN_CALL
+    return beside - len(e.id) - len(e.meta) in _PLAIN_CALL_META
+
+
+def _check_duplicates(text: bytes, envelope: Envelope) -> None:
+    """Refuse an envelope that has a member twice, since parsers differ in which one they take. Raises BadMessage."""
+    for value in (envelope.params, envelope.result, envelope.error):
+        if len(value) > 256:  # values need no look; cutting them out keeps this cheap for large messages
+            text = text.replace(bytes(value), b"0", 1)
+    if len(text) > ENVELOPE_MAX:
+        raise BadMessage(INVALID_REQUEST, f"an envelope of more than {ENVELOPE_MAX} bytes", strike=True)
+    seen: list[tuple[str, object]] = []
+
+    def remember(pairs: list[tuple[str, object]]) -> None:
+        seen[:] = pairs  # called for inner objects first, for the envelope last
+
+    try:
+        json.loads(text, object_pairs_hook=remember)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(INVALID_JSON, str(error), strike=True) from None
+    names = [name for name, _ in seen]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadMessage(INVALID_REQUEST, f"member {twice[:ID_MAX]!r} stands twice", strike=True)
+
+
+def _collect(envelope: Envelope, attachments: Attachments) -> tuple[Attachments, str]:
+    """Take base64 out of the payload into attachments; what is wrong with it, if anything."""
+    try:
+        for member in ("params", "result"):
+            raw = bytes(getattr(envelope, member))
+            if BASE64_KEY in raw:
+                raw, attachments = collect(raw, attachments)
+                setattr(envelope, member, msgspec.Raw(raw))
+    except AttachmentError as error:
+        return attachments, str(error)
+    return attachments, ""
+
+
+def _read_error(envelope: Envelope, attachments: Attachments) -> tuple[ErrorReply, Body]:
+    """A worker's error, made whole: one that is none becomes -32603, one that looks like the broker's is wrapped."""
+    raw = envelope.error
+    retryable = False
+    if envelope.meta is not ABSENT:
+        try:
+            retryable = _decode_worker_meta(envelope.meta).retryable
+        except (msgspec.DecodeError, RecursionError):
+            retryable = False
+    try:
+        error = _decode_error(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        text = b'{"code":-32603,"message":"Internal error","data":%b}' % raw
+        return ErrorReply(-32603, retryable), Body(text, attachments)
+    if error.code in OWN_CODES:
+        message = _encode(error.message)
+        text = b'{"code":-32000,"message":%b,"data":{"cause":%b}}' % (message, raw)
+        return ErrorReply(-32000, retryable), Body(text, attachments)
+    data = b"" if error.data is ABSENT else b',"data":' + bytes(error.data)
+    text = b'{"code":%d,"message":%b%b}' % (error.code, _encode(error.message), data)
+    return ErrorReply(error.code, retryable), Body(text, attachments)
