@@ -76,6 +76,7 @@ def test_the_unit() -> None:
     assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert unit["Restart"] == ["on-failure"]
     assert float(unit["TimeoutStopSec"][0]) >= Config().server.drain_s + 10, "a drain must not be killed"
+    assert float(unit["WatchdogSec"][0]) >= 30
     assert int(unit["LimitNOFILE"][0]) >= 2 * Limits().unauthenticated_max
     for hardening in ("NoNewPrivileges", "ProtectHome", "PrivateTmp", "MemoryDenyWriteExecute", "LockPersonality"):
         assert unit[hardening] == ["yes"]

@@ -116,9 +116,11 @@ class Link:
     """
 
     __slots__ = (
+        "_begun",
         "_code",
         "_congested",
         "_early",
+        "_ended_early",
         "_hard_bytes",
         "_holding",
         "_limits",
@@ -172,7 +174,9 @@ class Link:
         self._mask: Callable[[], bytes] | None = links.next_mask if client else None
         self._receiver: Receiver = _NOBODY
         self._started = False
-        self._early = early  # bytes that came before `start`
+        self._begun = False  # the turn after `start` has come
+        self._early = early  # bytes that came before it
+        self._ended_early = False
         self._pieces: list[bytes | memoryview] = []  # a memoryview is the middle of a frame
         self._hard_bytes = self._limits.outbox_hard_bytes
         self._congested = False
@@ -215,10 +219,7 @@ class Link:
             raise RuntimeError(f"{self!r} was started before")
         self._started = True
         self._receiver = receiver
-        if self._state == GONE:
-            self._loop.call_soon(self._report, self._code, self._reason)
-        else:
-            self._loop.call_soon(self._begin)
+        self._loop.call_soon(self._begin)
 
     def send(self, payload: bytes, binary: bool = False) -> None:
         """Queue one whole message; text must be UTF-8. Joined with others of this loop turn."""
@@ -288,7 +289,10 @@ class Link:
             self._code, self._reason = code, reason
             self._state = CLOSING
         self._pieces.clear()
-        self._abort_transport()
+        if self._ended_early:
+            self._loop.call_soon(self._end)
+        else:
+            self._abort_transport()
 
     # ── the outbox ──
 
@@ -429,12 +433,13 @@ class Link:
 
     def _begin(self) -> None:
         """First turn after `start`: what came early, then the transport."""
-        if self._state == GONE:
-            return
+        self._begun = True
         early, self._early = self._early, b""
-        if early:
+        if early and self._state != GONE:
             self._feed(early)
-        if not self._holding and not self.paused:
+        if self._ended_early or self._state == GONE:
+            self._end()
+        elif not self._holding and not self.paused:
             self._resume_transport()
 
     def _feed(self, data: bytes) -> None:
@@ -444,8 +449,9 @@ class Link:
         counters.bytes_in += len(data)
         if self._no_more:
             return
-        if not self._started:
+        if not self._begun:
             self._early += data
+            self._pause_transport()
             return
         parser = self._parser
         events = parser.feed(data)
@@ -546,13 +552,18 @@ class Link:
 
     def _lost(self) -> None:
         """The transport is gone, however it came to it."""
-        if self._state == GONE:
-            return
-        self._state = GONE
-        self._pieces.clear()
-        self._early = b""
-        self._links.forget(self)
-        if self._started:
+        if self._begun or self._state != OPEN:
+            self._end()
+        else:
+            self._ended_early = True  # what came before is still to be heard
+
+    def _end(self) -> None:
+        if self._state != GONE:
+            self._state = GONE
+            self._pieces.clear()
+            self._early = b""
+            self._links.forget(self)
+        if self._begun:
             self._report(self._code, self._reason)
 
     def _report(self, code: int, reason: str) -> None:

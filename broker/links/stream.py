@@ -63,7 +63,7 @@ class StreamLink(Link):
         self._read()
 
     def _may_read(self) -> bool:
-        return self._started and self._state != GONE and not self.paused and not self._holding
+        return self._begun and self._state != GONE and not self.paused and not self._holding
 
     def _read(self) -> None:
         """Begin reads until one has to wait; the loop gets a turn after a few that did not."""

@@ -82,7 +82,8 @@ class Echoing(Recorder):
 class Server:
     """What `serving` yields."""
 
-    def __init__(self, links: LoopLinks, kind: str, receiver: type[Recorder]) -> None:
+    def __init__(self, links: LoopLinks, kind: str, receiver: type[Recorder], start: bool) -> None:
+        self.start = start
         self.links = links
         self.kind = kind
         self.receiver = receiver
@@ -130,7 +131,8 @@ class Upgrading(RequestHandler):
             return
         peer = self.server.receiver(link)
         self.server.peers.append(peer)
-        link.start(peer)
+        if self.server.start:
+            link.start(peer)
 
 
 @asynccontextmanager
@@ -139,11 +141,12 @@ async def serving(
     *,
     limits: LinkLimits | None = None,
     receiver: type[Recorder] = Recorder,
+    start: bool = True,
     accept_limits: AcceptLimits | None = None,
 ) -> AsyncIterator[Server]:
     """Serve WebSockets on a free port; afterwards nothing may be left."""
     links = LoopLinks(limits)
-    server = Server(links, kind, receiver)
+    server = Server(links, kind, receiver, start)
     http = HTTPServer(Application([("/.*", Upgrading, {"server": server})]), idle_connection_timeout=10)
     context = None
     if kind == "tls":

@@ -207,25 +207,25 @@ def test_a_receiver_that_raises_ends_only_its_own_link(kind: str, loop: str, cap
 def test_a_peer_that_never_reads_is_closed_at_the_hard_bound_and_nobody_else_notices(kind: str, loop: str) -> None:
     async def main() -> None:
         limits = LinkLimits(close_timeout_s=0.5)
-        async with serving(kind, limits=limits, receiver=Echoing) as server:
-            async with raw_client(server) as deaf, raw_client(server) as other:
-                deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
-                peer, witness = await server.peer(0), await server.peer(1)
-                sent = 0
-                while not peer.closings:
-                    peer.link.send(b"x" * 100_000)
-                    sent += 1
-                    assert peer.link.outbox_bytes <= limits.outbox_hard_bytes + 10
-                    assert sent < 1000
-                    if sent % 10 == 0:
-                        other.writer.write(frame(TEXT, b"alive"))
-                        assert await other.frame() == (TEXT, b"alive")
-                assert peer.closings == [(4408, "outbox above 8388608 bytes")]
-                assert peer.congestion == [True]
-                assert not peer.link.is_open
-                await until(lambda: peer.link not in server.links.links, "the socket is dropped")
-                assert witness.closings == []
-                assert server.links.counters.slow_closes == 1
+        serve = serving(kind, limits=limits, receiver=Echoing)
+        async with serve as server, raw_client(server) as deaf, raw_client(server) as other:
+            deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            peer, witness = await server.peer(0), await server.peer(1)
+            sent = 0
+            while not peer.closings:
+                peer.link.send(b"x" * 100_000)
+                sent += 1
+                assert peer.link.outbox_bytes <= limits.outbox_hard_bytes + 10
+                assert sent < 1000
+                if sent % 10 == 0:
+                    other.writer.write(frame(TEXT, b"alive"))
+                    assert await other.frame() == (TEXT, b"alive")
+            assert peer.closings == [(4408, "outbox above 8388608 bytes")]
+            assert peer.congestion == [True]
+            assert not peer.link.is_open
+            await until(lambda: peer.link not in server.links.links, "the socket is dropped")
+            assert witness.closings == []
+            assert server.links.counters.slow_closes == 1
 
     run(main, loop)
 
@@ -509,3 +509,37 @@ def test_a_broadcast_frame_needs_a_server_end() -> None:
 def test_limits_that_cannot_work_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0, at least"):
         LinkLimits(**{name: 0})
+
+
+@both
+def test_what_came_before_the_start_is_heard_though_the_peer_has_left(kind: str, loop: str) -> None:
+    async def main() -> None:
+        async with serving(kind, start=False) as server:
+            async with raw_client(server) as client:
+                peer = await server.peer()
+                client.writer.write(frame(TEXT, b"last words") + frame(CLOSE, b"\x03\xe8"))
+                await client.writer.drain()
+            for _ in range(20):
+                await asyncio.sleep(0.002)
+            peer.link.start(peer)
+            await until(lambda: bool(peer.closings), "told")
+            assert peer.messages == [(b"last words", False)]
+            assert peer.closings == [(1000, "")]
+
+    run(main, loop)
+
+
+@both
+def test_a_link_that_is_never_started_can_be_aborted(kind: str, loop: str) -> None:
+    async def main() -> None:
+        async with serving(kind, start=False) as server:
+            async with raw_client(server):
+                peer = await server.peer()
+            for _ in range(20):
+                await asyncio.sleep(0.002)
+            peer.link.abort()
+            await until(lambda: not server.links.links, "gone")
+            peer.link.start(peer)
+            await until(lambda: bool(peer.closings), "told")
+
+    run(main, loop)
