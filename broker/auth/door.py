@@ -78,7 +78,7 @@ class Door(RequestHandler):
         self.finish(msgspec.json.encode(value))
 
     def refuse(self, status: int, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        """Answer with an error. A connection that offered an upgrade is not kept: bytes may follow nobody must look at."""
+        """Answer with an error. After an upgrade offered in vain the connection ends: nobody looks at what follows."""
         self.set_status(status)
         for name, value in headers:
             self.set_header(name, value)

@@ -120,9 +120,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(ge=1, le=1_000_000, description="Requests at once for a worker that names no capacity of its own."),
     ] = 1024
-    capacity_sdk: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Requests at once for a worker written with the SDK.")
-    ] = 64
     queue_max: Annotated[_Count, Meta(description="Requests that may wait for a worker, per endpoint.")] = 1000
     in_flight_max: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Unfinished requests that one session may have.")

@@ -60,16 +60,23 @@ class LeastPending:
         while not levels[lowest]:
             lowest += 1
         self._lowest = lowest
-        for level in range(lowest, len(levels)):
-            for registration in levels[level]:
+        for registration in levels[lowest]:
+            if registration.methods is None or method in registration.methods:
+                return registration
+        for level in levels[lowest + 1 :]:
+            for registration in level:
                 if registration.methods is None or method in registration.methods:
                     return registration
         return None
 
     def changed(self, registration: Registration, before: int) -> None:
-        levels = self._levels
-        del levels[before if before < LEVELS_MAX else LEVELS_MAX][registration]
-        self._put(registration, registration.load)
+        levels, load = self._levels, registration.load
+        if before < load < len(levels):  # one more, to a level that is there: the common step, without a call
+            del levels[before][registration]
+            levels[load][registration] = None
+        else:
+            del levels[before if before < LEVELS_MAX else LEVELS_MAX][registration]
+            self._put(registration, load)
 
     def _put(self, registration: Registration, load: int) -> None:
         level = load if load < LEVELS_MAX else LEVELS_MAX

@@ -58,18 +58,21 @@ class Session:
         self.attempts: dict[AttemptId, Attempt] = {}
         self.registrations: dict[Endpoint, Registration] = {}
         self.subscriptions: dict[Topic, None] = {}
-        self.roles: dict[str, Role] = {}
+        self.roles: dict[str, int] = {}
         self.strikes: tuple[float, ...] = ()
         self.nameless_replies = 0
 
-    def may(self, role: Role, endpoint: str) -> bool:
-        """Whether the grants allow this role at the endpoint."""
+    def may(self, role: int, endpoint: str) -> bool:
+        """Whether the grants allow one of these roles at the endpoint.
+
+        On the way of a request `role` is a plain integer: `&` of two flags costs 1 µs, of two integers nothing.
+        """
         roles = self.roles.get(endpoint)
         if roles is None:
             if len(self.roles) >= ROLES_REMEMBERED:
                 self.roles.clear()
-            roles = self.roles[endpoint] = roles_at(self.grants, endpoint)
-        return bool(roles & role)
+            roles = self.roles[endpoint] = roles_at(self.grants, endpoint).value
+        return roles & role != 0
 
     @property
     def is_admin(self) -> bool:

@@ -31,6 +31,8 @@ class Engine:
         self.now: Callable[[], float] = time.monotonic  # uvloop's own clock only counts milliseconds
         self._prune_slice = prune_slice
         self._fanout_slice = fanout_slice
+        self._deadlines = router.pending.deadlines
+        self._expiry = router.sessions.expiry
         self._performing = False
         self._fanning_out = False
         self._timer: asyncio.Handle | None = None
@@ -56,12 +58,11 @@ class Engine:
         end of the list being performed.
         """
         router = self.router
-        effects = router.handle(event, self.now())
+        router.handlers[type(event)](event, self.now())
         if not self._performing:
-            if effects:
-                self._perform_all(effects)
-            deadlines = router.pending.deadlines
-            if deadlines.earliest < self._timer_at or router.sessions.expiry.earliest < self._timer_at:
+            if router.effects:
+                self._perform_all(router.effects)
+            if self._deadlines.earliest < self._timer_at or self._expiry.earliest < self._timer_at:
                 self._arm()
 
     def stop(self) -> None:

@@ -230,14 +230,17 @@ class Link:
         else:
             self._push(frame_header(opcode, size) + payload)
 
-    def send_parts(self, parts: Sequence[bytes | memoryview], binary: bool = False) -> None:
-        """Queue one whole message that is given in pieces, without joining them first."""
+    def send_parts(self, parts: list[bytes | memoryview], binary: bool = False) -> None:
+        """Queue one whole message that is given in pieces, without joining them first. The list is used up."""
+        size = 0
+        for part in parts:
+            size += len(part)
         opcode = BINARY if binary else TEXT
-        size = sum(map(len, parts))
         if self._mask is not None or size > UNSPLIT_BYTES:
             self._send_split(opcode, parts, size)
         else:
-            self._push(b"".join((frame_header(opcode, size), *parts)))
+            parts.insert(0, frame_header(opcode, size))
+            self._push(b"".join(parts))
 
     def send_frame(self, frame: bytes) -> bool:
         """Queue a broadcast: a whole unmasked frame that was built once for all listeners.

@@ -28,9 +28,10 @@ async def take(
 ) -> Link:
     """Write ``response`` (the 101) and return the link that owns the connection from then on.
 
-    ``stream`` comes from ``RequestHandler.detach()``, called before any reply was written. Nothing is read
-    into a receiver until `Link.start`; bytes that came before are kept for it. The socket is taken out of the
-    stream unless it is under TLS or ``keep_stream`` is set. ``subprotocol`` is noted on the link; ``limits`` replaces those of ``links``.
+    ``stream`` comes from ``RequestHandler.detach()``, called before any reply was written. The receiver given to
+    `Link.start` hears all that the client sent after its request. The socket is taken out of the stream unless
+    it is under TLS or ``keep_stream`` is set. ``subprotocol`` is noted on the link; ``limits`` replaces those
+    of ``links``.
 
     Raises ConnectionError when the peer is gone, TimeoutError when it does not take the 101 within
     `close_timeout_s`, OSError when the process has no file descriptor left; the stream is closed then.

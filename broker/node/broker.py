@@ -152,6 +152,7 @@ class Broker:
             "engine": self.engine,
             "links": self.links,
             "sessions_max": self.config.limits.sessions_max,
+            "batch_max": self.config.limits.batch_max,
         }
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [

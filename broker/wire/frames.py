@@ -149,18 +149,24 @@ class FrameParser:
         end = len(data)
         position = self._collect(data, 0, events) if self._need else 0
         base, skip, unmask, events_max = self._base, self._skip, self._unmask, self._events_max
+        fast_max = self._message_max_bytes
         add = events.append
         while end - position >= 2:
             first = data[position]
             size = data[position + 1] - base
-            # The common frame, whole and short, in one go: 0.7 µs instead of 2 by the rules one by one.
-            if (first == 0x81 or first == 0x82) and 0 <= size < 126 and not self._opcode:  # noqa: PLR1714 - cheaper
+            # The common frame, whole and below 64 KiB, in one go: 0.7 µs instead of 2 by the rules one by one.
+            if (first == 0x81 or first == 0x82) and 0 <= size < 127 and not self._opcode:  # noqa: PLR1714 - cheaper
                 start = position + skip
+                if size == 126 and end - position >= 4:
+                    start += 2
+                    size = data[position + 2] << 8 | data[position + 3]
+                    if size < 126:
+                        size = fast_max + 1  # too long a length for so little: left to the rules
                 stop = start + size
-                if stop <= end:
+                if stop <= end and size <= fast_max:
                     payload = data[start:stop]
                     if base:
-                        payload = unmask(data[position + 2 : start], payload)
+                        payload = unmask(data[start - 4 : start], payload)
                     if first == 0x81:
                         if not payload.isascii():
                             _check_text(payload)
@@ -347,6 +353,7 @@ def _short_headers(opcode: int) -> tuple[bytes, ...]:
 
 
 _SHORT: Final = {opcode: _short_headers(opcode) for opcode in (TEXT, BINARY, CLOSE, PING, PONG)}
+_MEDIUM: Final = {opcode: bytes((0x80 | opcode, 126)) for opcode in _SHORT}
 
 
 def frame_header(opcode: int, size: int) -> bytes:
@@ -354,7 +361,7 @@ def frame_header(opcode: int, size: int) -> bytes:
     if size < 126:
         return _SHORT[opcode][size]
     if size < 65_536:
-        return bytes((0x80 | opcode, 126, size >> 8, size & 0xFF))
+        return _MEDIUM[opcode] + size.to_bytes(2, "big")
     return bytes((0x80 | opcode, 127)) + size.to_bytes(8, "big")
 
 

@@ -31,7 +31,7 @@ def test_the_documented_defaults() -> None:
     """What PROTOCOL's list of defaults promises."""
     limits = Config().limits
     assert (limits.deadline_s, limits.deadline_max_s, limits.slot_ms) == (30, 3600, 50)
-    assert (limits.capacity, limits.capacity_sdk, limits.queue_max) == (1024, 64, 1000)
+    assert (limits.capacity, limits.queue_max) == (1024, 1000)
     assert (limits.in_flight_max, limits.endpoints_known_max, limits.batch_max) == (10_000, 10_000, 1000)
     assert (limits.ping_interval_s, limits.ping_timeout_s) == (20, 20)
     assert (limits.message_max_bytes, limits.unauthenticated_max_bytes) == (16 << 20, 64 << 10)

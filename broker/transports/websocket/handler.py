@@ -25,6 +25,7 @@ class WebSocketHandler(Door):
     engine: Engine
     links: LoopLinks
     sessions_max: int
+    batch_max: int
 
     async def get(self, endpoint: str = "") -> None:
         """Attach a peer, or refuse it with 400, 401, 403, 405, 421, 426 or 503."""
@@ -83,7 +84,7 @@ class WebSocketHandler(Door):
             binary=attachment.binary,
             defaults=attachment.defaults,
         )
-        peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes)
+        peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes, self.batch_max)
         expires_at = None
         if principal.expires_at is not None:
             expires_at = self.engine.now() + principal.expires_at - time.time()

@@ -44,13 +44,14 @@ class Batch:
 class WebSocketPeer:
     """Receives for its link, and is what the core knows as the session's link."""
 
-    __slots__ = ("_batched", "_codec", "_engine", "_feeding", "_link", "_message_max_bytes", "_session")
+    __slots__ = ("_batch_max", "_batched", "_codec", "_engine", "_feeding", "_link", "_message_max_bytes", "_session")
 
-    def __init__(self, engine: Engine, link: Link, codec: JsonRpc, message_max_bytes: int) -> None:
+    def __init__(self, engine: Engine, link: Link, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
         self._engine = engine
         self._link = link
         self._codec = codec
         self._message_max_bytes = message_max_bytes
+        self._batch_max = batch_max
         self._session: Session | None = None
         self._batched: dict[object, Batch] | None = None
         self._feeding: Batch | None = None
@@ -68,11 +69,11 @@ class WebSocketPeer:
         try:
             if binary:
                 event = self._decode_binary(payload)
-            elif payload[:1] in b"[ \t\r\n" and is_batch(payload):
+            elif payload[:1] == b"{" or not is_batch(payload):
+                event = self._codec.decode(payload)
+            else:
                 self._take_batch(payload)
                 return
-            else:
-                event = self._codec.decode(payload)
         except BadMessage as bad:
             self._link.send(bad.answer)
             self._malformed(bad)
@@ -111,7 +112,7 @@ class WebSocketPeer:
 
     def _take_batch(self, payload: bytes) -> None:
         """Each member goes its own way; the array of replies goes out when the last has ended (section 6)."""
-        members = split_batch(payload)
+        members = split_batch(payload, self._batch_max)
         batch = self._feeding = Batch(self._message_max_bytes)
         batch.left = 1  # for this loop itself, so that the array is not sent before all members are fed
         for member in members:
@@ -161,17 +162,18 @@ class WebSocketPeer:
 
     def deliver(self, message: Message) -> None:
         """Write one message."""
-        pieces = self._codec.encode(message)
-        link = self._link
-        if type(message) is End:
+        codec, link = self._codec, self._link
+        pieces = codec.encode(message)
+        if type(message) is Call:
+            link.send_parts(pieces, codec.binary and message.body.attachments != ())
+            message.attempt.mark = link.enqueued
+        elif type(message) is End:
             if (self._batched or self._feeding) and self._collect(message, b"".join(pieces)):
                 return
-            link.send_parts(pieces, self._codec.takes_binary(message.body))
-        elif type(message) is Call:
-            link.send_parts(pieces, self._codec.takes_binary(message.body))
-            message.attempt.mark = link.enqueued
+            body = message.body
+            link.send_parts(pieces, codec.binary and body is not None and body.attachments != ())
         else:
-            link.send_parts(pieces, self._codec.takes_binary(getattr(message, "body", None)))
+            link.send_parts(pieces, codec.takes_binary(getattr(message, "body", None)))
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Write one of many copies."""

@@ -1,0 +1,1 @@
+"""What callers and listeners use: `AsyncClient` and `Client`."""
