@@ -67,7 +67,7 @@ def install(folder: Path) -> Path:
     )
     wheel = next(downloads.glob("pip-*.whl"))
     environment = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
-    pip = [python, wheel / "pip", "install", "-q", "--no-cache-dir", f"--target={site}"]
+    pip: list[str | Path] = [python, wheel / "pip", "install", "-q", "--no-cache-dir", f"--target={site}"]
     for arguments in (
         _BUILD.split(),
         ["--no-build-isolation", "--upgrade", *_NEEDED.split()],
@@ -124,7 +124,7 @@ def run(
             options = {"outdir": f"{folder}/reports", "servers": [agent], "options": {"failByDrop": False}}
             specification = Path(folder, "spec.json")
             specification.write_text(json.dumps(options | chosen))
-            command = [wstest, "-m", "fuzzingclient", "-s", specification]
+            command: list[str | Path] = [wstest, "-m", "fuzzingclient", "-s", specification]
             subprocess.run(command, check=True, cwd=folder, timeout=timeout_s, stdout=subprocess.DEVNULL)
             records: dict[str, dict[str, Any]] = json.loads(Path(folder, "reports/index.json").read_text())[link]
             return records

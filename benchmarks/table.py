@@ -51,6 +51,7 @@ class NoLink:
     """A link that takes everything and does nothing."""
 
     flushed = 0
+    takes_binary = True
 
     def deliver(self, message: Message) -> None: ...
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
@@ -131,41 +132,52 @@ class Routed:
 
     def ask(self, options: Options) -> Call:
         self.next_id = number = self.next_id + 1
-        effects = self.router.handle(
-            Asked(self.sessions[number % CALLERS], number, "e", "m", BODY, options), self.now
-        )  # fmt: skip
+        effects = self.router.handle(Asked(self.sessions[number % CALLERS], number, "e", "m", BODY, options), self.now)
         call = effects[0].message  # type: ignore[union-attr]
         effects.clear()
         assert type(call) is Call
         return call
 
-    def answer(self, call: Call) -> None:
-        attempt = call.attempt
-        self.router.handle(Answered(attempt.registration.session, attempt.id, RESULT), self.now).clear()
-
     def match_fresh(self, count: int) -> None:
-        options = DEFAULT_OPTIONS
+        asked, answered = self.router.handlers[Asked], self.router.handlers[Answered]
+        effects, sessions, now, number = self.router.effects, self.sessions, self.now, self.next_id
         for _ in range(count // WINDOW):
-            window = [self.ask(options) for _ in range(WINDOW)]
-            for call in window:
-                self.answer(call)
+            for _ in range(WINDOW):
+                number += 1
+                asked(Asked(sessions[number % CALLERS], number, "e", "m", BODY, DEFAULT_OPTIONS), now)
+            calls = [effect.message.attempt for effect in effects]  # type: ignore[union-attr]
+            effects.clear()
+            for attempt in calls:
+                answered(Answered(attempt.registration.session, attempt.id, RESULT), now)
+            effects.clear()
+        self.next_id = number
 
     def match_any(self, count: int) -> None:
-        options, waiting = DEFAULT_OPTIONS, self.waiting
+        asked, answered = self.router.handlers[Asked], self.router.handlers[Answered]
+        effects, sessions, now, number = self.router.effects, self.sessions, self.now, self.next_id
+        waiting = self.waiting
         for index in range(count):
-            call = self.ask(options)
+            number += 1
+            asked(Asked(sessions[number % CALLERS], number, "e", "m", BODY, DEFAULT_OPTIONS), now)
             at = index % len(waiting)
-            waiting[at], call = call, waiting[at]
-            self.answer(call)
+            attempt = waiting[at].attempt
+            waiting[at] = effects[0].message  # type: ignore[union-attr, assignment]
+            answered(Answered(attempt.registration.session, attempt.id, RESULT), now)
+            effects.clear()
+        self.next_id = number
 
     def expire(self, count: int) -> None:
-        options = Options(timeout=0.01)
+        asked, tick, options = self.router.handlers[Asked], self.router.tick, Options(timeout=0.01)
+        effects, sessions, now, number = self.router.effects, self.sessions, self.now, self.next_id
         for _ in range(count):
-            self.ask(options)
-        self.now += 0.1
-        while self.router.tick(self.now, SLICE):
-            self.router.effects.clear()
-        self.router.effects.clear()
+            number += 1
+            asked(Asked(sessions[number % CALLERS], number, "e", "m", BODY, options), now)
+            effects.clear()
+        self.next_id = number
+        self.now = now = now + 0.1
+        while tick(now, SLICE):
+            effects.clear()
+        effects.clear()
 
 
 def cost_us(run: Callable[[int], None], count: int, repeat: int) -> float:

@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING
 from broker._version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from broker.client.async_client import AsyncClient
+    from broker.client.client import Client
     from broker.node.broker import Broker
+    from broker.peer import errors
+    from broker.peer.errors import BrokerError
+    from broker.worker.worker import Worker
 
-__all__ = ["Broker", "__version__"]
+__all__ = ["AsyncClient", "Broker", "BrokerError", "Client", "Worker", "__version__", "errors"]
 
-_HOMES = {"Broker": "broker.node.broker"}
+_HOMES = {
+    "AsyncClient": "broker.client.async_client",
+    "Broker": "broker.node.broker",
+    "BrokerError": "broker.peer.errors",
+    "Client": "broker.client.client",
+    "Worker": "broker.worker.worker",
+    "errors": "broker.peer.errors",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -21,4 +33,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'broker' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(home), name)
+    module = importlib.import_module(home)
+    return module if name == "errors" else getattr(module, name)

@@ -82,9 +82,13 @@ class Door(RequestHandler):
         self.set_status(status)
         for name, value in headers:
             self.set_header(name, value)
-        if status != 404 or "Upgrade" in self.request.headers:
+        upgrade = "Upgrade" in self.request.headers
+        if upgrade:
             self.set_header("Connection", "close")
-        self.finish(msgspec.json.encode({"error": reason, "status": status}))
+        written = self.finish(msgspec.json.encode({"error": reason, "status": status}))
+        if upgrade:
+            stream = self.stream
+            written.add_done_callback(lambda _: stream.close())
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Tornado's own errors and `Refused`, in the one form."""

@@ -17,8 +17,14 @@ from broker.config.errors import ConfigError
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("broker.cli.serve:serve", "Run the broker."),
     "call": ("broker.cli.call:call", "Ask ENDPOINT/METHOD and print the reply."),
-    "endpoints": ("broker.cli.listings:endpoints", "List the endpoints and who serves them."),
+    "broadcast": ("broker.cli.broadcasts:broadcast", "Send to everybody who listens."),
+    "listen": ("broker.cli.broadcasts:listen", "Print broadcasts as they come."),
+    "work": ("broker.cli.work:work", "Be a worker: serve a Python object or a command."),
+    "endpoints": ("broker.cli.listings:endpoints", "List the endpoints and how busy they are."),
+    "describe": ("broker.cli.listings:describe", "Show an endpoint's workers and methods."),
     "peers": ("broker.cli.listings:peers", "List who is connected."),
+    "pending": ("broker.cli.listings:pending", "List the requests that have not ended."),
+    "ping": ("broker.cli.listings:ping", "Ask the broker for a sign of life."),
     "token": ("broker.cli.token:token", "Create, list and revoke tokens."),
     "config": ("broker.cli.config:config", "Write, check and show the configuration."),
 }

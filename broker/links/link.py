@@ -60,8 +60,8 @@ class Receiver(Protocol):
         """No message will come any more; exactly once, the last call. 1006: the connection broke."""
 
 
-class _Nobody:
-    """Stands in until `Link.start` and after the end."""
+class Nobody:
+    """Takes nothing: stands in until `Link.start` and after the end, and for links that are turned away."""
 
     def message(self, payload: bytes, binary: bool) -> None: ...
 
@@ -70,7 +70,7 @@ class _Nobody:
     def closed(self, code: int, reason: str) -> None: ...
 
 
-_NOBODY = _Nobody()
+_NOBODY = Nobody()
 
 
 class Writer:
@@ -424,7 +424,6 @@ class Link:
         dropped = sum(map(len, self._pieces[split:]))
         del self._pieces[split:]
         self.enqueued -= dropped
-        self._no_more = True
         self._enter_closing(close_payload(SLOW_CONSUMER, "slow consumer"))
         self._loop.call_soon(self._report, SLOW_CONSUMER, reason)
 

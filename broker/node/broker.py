@@ -157,7 +157,7 @@ class Broker:
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [
             URLSpec(rf"{prefix}/ws", WebSocketHandler, websocket),
-            URLSpec(rf"{prefix}/ws/([^/]*)", WebSocketHandler, websocket),
+            URLSpec(rf"{prefix}/ws/([^/]+)", WebSocketHandler, websocket),
             URLSpec(rf"{prefix}/ticket", TicketHandler, gate | {"tickets": self.tickets}),
             URLSpec(rf"{prefix}/livez", LiveHandler, gate),
             URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),

@@ -220,18 +220,21 @@ KINDS_BY_NAME: dict[str, Kind] = {
     kind.name: kind for kind in table.KINDS if kind.name not in ("ok", "invalid")
 } | {"invalid": table.INVALID_PARAMS}  # fmt: skip
 
-for _name, _class in CLASSES.items():
-    _class.outcome = _name
-    _class.advice = KINDS_BY_NAME[_name].advice
-_ADVICE_HERE = {
+_ADVICE = {name: KINDS_BY_NAME[name].advice for name in CLASSES} | {
+    "no_endpoint": "Check the name, or start its worker.",
+    "no_method": "Check the name; `broker describe` lists the methods.",
+    "no_worker": "Start a worker, or ask with wait to queue until one comes.",
+    "worker_error": "The worker's log says more.",
     "deadline": "Give it a longer timeout, or look whether the worker hangs.",
     "overloaded": "Wait a moment and repeat, or raise the bound in the broker's configuration.",
     "cancelled": "",
-    "invalid": "Mend the request.",
+    "invalid": "",
     "bad_reply": "Look at the worker.",
 }
-for _name, _text in _ADVICE_HERE.items():
-    CLASSES[_name].advice = _text
+for outcome, error_class in CLASSES.items():
+    error_class.outcome = outcome
+    error_class.advice = _ADVICE[outcome]
+del outcome, error_class
 
 
 def _worker_error(code: int, message: str, data: Any, facts: dict[str, Any]) -> BrokerError:

@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -103,7 +103,7 @@ class _Lifter:
         numpy = sys.modules.get("numpy")  # a value of numpy's cannot exist without it
         if numpy is not None:
             if isinstance(value, numpy.ndarray):
-                return self._attach_array(numpy, value)
+                return self._attach_array(value)
             if isinstance(value, numpy.generic):
                 return self._scalar(value)
         if isinstance(value, Array):
@@ -122,7 +122,8 @@ class _Lifter:
             return msgspec.structs.asdict(value)
         kind = type(value)
         hint = "; make it a list" if isinstance(value, (set, frozenset)) else ""
-        raise ValueUnfit(f"a value of type {kind.__module__}.{kind.__qualname__} is no JSON{hint}".replace("builtins.", ""))
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        raise ValueUnfit(f"a value of type {name} is no JSON{hint}")
 
     def _scalar(self, value: Any) -> object:
         plain = value.item()
@@ -136,15 +137,10 @@ class _Lifter:
         self._attachments.append(data)
         return {"$buffer": len(self._attachments) - 1}
 
-    def _attach_array(self, numpy: Any, array: Any) -> object:
+    def _attach_array(self, array: Any) -> object:
         if array.dtype.kind not in ARRAY_KINDS:
             raise ValueUnfit(f"a numpy array of dtype {array.dtype} has no plain layout; send its parts, or bytes")
-        # ascontiguousarray makes one dimension of none, so the shape is asked before.
-        contiguous = numpy.ascontiguousarray(array)
-        try:
-            data: bytes | memoryview = memoryview(contiguous.reshape(-1).view(numpy.uint8))
-        except (TypeError, ValueError):
-            data = contiguous.tobytes()
+        data = array.tobytes()  # a copy, in C order: the array may change before it is sent
         return {"$array": self._attach(data), "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
@@ -214,7 +210,7 @@ def _array(value: dict[str, Any], attachments: Attachments) -> Any:
         raise _explain(error) from None
 
 
-def _is_shape(shape: Any) -> bool:
+def _is_shape(shape: Any) -> TypeGuard[list[int]]:
     return (
         isinstance(shape, list) and len(shape) <= 32
         and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)

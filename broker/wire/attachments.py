@@ -6,18 +6,20 @@ is the JSON text, which may end in spaces, the rest are attachments. A JSON text
 """
 
 import binascii
+import json
 import re
 import struct
 from collections.abc import Sequence
 
+from broker.core.messages import REFERENCE
+
 ATTACHMENTS_MAX = 1024
 """attachments in one message"""
 
-BUFFER = re.compile(rb'\{\s*"\$buffer"\s*:\s*(\d{1,6})\s*\}')
-BASE64 = re.compile(rb'\{\s*"\$base64"\s*:\s*"([A-Za-z0-9+/=]*)"\s*\}')
+BASE64 = re.compile(rb'\{\s*"\$base64"\s*:\s*"([A-Za-z0-9+/=\\]*)"\s*\}')
 BASE64_KEY = b'"$base64"'
-# In JSON text that has been checked, these match only whole objects with that one member: within a string the quotes
-# would stand behind backslashes.
+# In JSON text that has been checked, this and REFERENCE match only whole objects with that one member: within a string
+# the quotes would stand behind backslashes.
 
 
 class AttachmentError(ValueError):
@@ -69,7 +71,7 @@ def expand(raw: bytes, attachments: Sequence[bytes | memoryview]) -> bytes:
             return match[0]
         return b'{"$base64":"%b"}' % binascii.b2a_base64(attachments[index], newline=False)
 
-    return BUFFER.sub(inline, raw)
+    return REFERENCE.sub(inline, raw)
 
 
 def collect(raw: bytes, attachments: Sequence[bytes | memoryview]) -> tuple[bytes, tuple[bytes | memoryview, ...]]:
@@ -80,8 +82,14 @@ def collect(raw: bytes, attachments: Sequence[bytes | memoryview]) -> tuple[byte
     found: list[bytes | memoryview] = list(attachments)
 
     def take(match: re.Match[bytes]) -> bytes:
+        text = match[1]
+        if b"\\" in text:  # PHP writes / as \/, Gson = as \u003d
+            try:
+                text = json.loads(b'"%b"' % text).encode()
+            except ValueError:  # the backslash was before a quote: a longer text, which is no base64
+                return match[0]
         try:
-            found.append(binascii.a2b_base64(match[1], strict_mode=True))
+            found.append(binascii.a2b_base64(text, strict_mode=True))
         except binascii.Error as error:
             raise AttachmentError(f'"$base64" at byte {match.start()}: {error}') from None
         if len(found) > ATTACHMENTS_MAX:

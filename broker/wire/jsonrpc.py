@@ -7,7 +7,7 @@ so what the broker judged is what the other side reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -154,7 +154,7 @@ class JsonRpc:
         try:
             envelope = _decode_envelope(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise _explain(text, error) from None
+            raise _explain(text, error, self.session.requests) from None
         fault = ""
         if BASE64_KEY in text:
             attachments, fault = _collect(envelope, text, attachments)
@@ -179,12 +179,15 @@ class JsonRpc:
         """A call by a method this link has not called before, or with options."""
         endpoint = self.endpoint
         if method[:7] == "broker.":
-            endpoint = ""
+            endpoint, good = "", name_bytes(method) is not None
         elif method[:2] == "$/":
             return self._decode_protocol(envelope, method, wire_id)
-        elif not endpoint:
-            endpoint, _, method = method.partition("/")
-        if name_bytes(method) is None or (endpoint and name_bytes(endpoint) is None):
+        else:
+            if not endpoint:
+                endpoint, _, method = method.partition("/")
+            # `lab/broker.message` would reach a listening worker as what looks like the broker's own word.
+            good = name_bytes(endpoint) is not None and name_bytes(method) is not None and method[:7] != "broker."
+        if not good:
             fault = self._why_no_name(envelope.method or "")
         options = self.defaults
         if envelope.meta is not ABSENT:
@@ -209,7 +212,7 @@ class JsonRpc:
         names = "names are 1 to 128 of A-Z a-z 0-9 _ . - and begin with none of . -"
         if self.endpoint:
             return f"method {shown!r} is no name ({names}); this link is attached to {self.endpoint}"
-        return f"method {shown!r} is not of the form endpoint/method with one slash ({names})"
+        return f"method {shown!r} is not of the form endpoint/method with one slash ({names}, methods not with broker.)"
 
     def _decode_protocol(self, envelope: Envelope, method: str, wire_id: bytes | None) -> Decoded:
         """Methods that begin with `$/`: as in LSP, unknown notifications are ignored and unknown requests refused."""
@@ -226,6 +229,8 @@ class JsonRpc:
     def _decode_reply(self, envelope: Envelope, attachments: Attachments, fault: str) -> Decoded:
         """Replies as they really come: without result, with both, with errors of any shape."""
         wire_id = bytes(envelope.id)
+        if b"\\" in wire_id:
+            wire_id = _checked_id(wire_id)  # some writer escapes more than it must
         error = None
         result = envelope.result
         body = Body(b"null" if result is ABSENT else result, attachments)
@@ -388,7 +393,7 @@ def split_batch(text: bytes, batch_max: int) -> list[bytes]:
     try:
         members = _decode_members(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise _explain(text, error) from None
+        raise _explain(text, error, {}) from None
     if not members:
         raise BadMessage(INVALID_REQUEST, "a batch must have members")
     if len(members) > batch_max:
@@ -396,13 +401,18 @@ def split_batch(text: bytes, batch_max: int) -> list[bytes]:
     return [bytes(member) for member in members]
 
 
-def _explain(text: bytes, error: Exception) -> BadMessage:
-    """Why a text could not be decoded: is it no JSON at all (a strike), or JSON of the wrong shape?"""
+def _explain(text: bytes, error: Exception, in_flight: Container[object]) -> BadMessage:
+    """Why a text could not be decoded: is it no JSON at all (a strike), or JSON of the wrong shape?
+
+    The answer carries the id that was meant, unless that is in flight: it would end another request at its caller.
+    """
     if isinstance(error, msgspec.ValidationError):
         try:
             members = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
             wire_id = _checked_id(bytes(members["id"])) if "id" in members and "method" in members else b"null"
         except (ValueError, RecursionError):
+            wire_id = b"null"
+        if wire_id in in_flight:
             wire_id = b"null"
         return BadMessage(INVALID_REQUEST, str(error), wire_id=wire_id)
     if isinstance(error, RecursionError):
@@ -422,7 +432,7 @@ def _checked_id(raw: bytes) -> bytes:
             return raw
         raise BadMessage(INVALID_REQUEST, f"an id of {len(raw) - 2} bytes is longer than {ID_MAX}")
     digits = raw.removeprefix(b"-")
-    if digits.isdigit() and len(digits) < 20 and -(1 << 63) <= int(raw) < 1 << 64:
+    if digits.isdigit() and len(digits) <= 20 and -(1 << 63) <= int(raw) < 1 << 64:
         return raw
     shown = raw[:40].decode("utf-8", "replace")
     raise BadMessage(INVALID_REQUEST, f"id {shown} is neither an integer of at most 64 bits nor a string")
@@ -433,20 +443,24 @@ def _checked_id(raw: bytes) -> bytes:
 # space for each colon and comma would leave room for `"id":1,` in a call: so there the first space must be seen.
 _CALL, _CALL_SPACED = 45, 52
 _CALL_META = 53
-_RESULT, _RESULT_SPACED = 33, 38
-_NOTIFICATION, _NOTIFICATION_SPACED = 39, 44
+_RESULT_SIZES = (33, 38)
+_NOTIFICATION_SIZES = (39, 44)
 
 
 def _looks_plain(text: bytes, e: Envelope) -> bool:
     method, beside = e.method, len(text) - len(e.id)
     if method is None:
+        if e.result is ABSENT or e.error is not ABSENT or e.meta is not ABSENT:
+            return False
         beside -= len(e.result)
-        return (beside == _RESULT or beside == _RESULT_SPACED) and e.error is ABSENT and e.meta is ABSENT  # noqa: PLR1714
+        return beside in _RESULT_SIZES
+    if e.params is ABSENT:
+        return False
     beside -= len(method) + len(e.params)
     if e.meta is not ABSENT:
         return beside - len(e.meta) == _CALL_META and e.id is not ABSENT
     if e.id is ABSENT:
-        return beside == _NOTIFICATION or beside == _NOTIFICATION_SPACED  # noqa: PLR1714
+        return beside in _NOTIFICATION_SIZES
     return beside == _CALL or (beside == _CALL_SPACED and text.startswith(b'{"jsonrpc": "2.0", "'))
 
 
@@ -463,9 +477,11 @@ def _check_duplicates(text: bytes, envelope: Envelope) -> None:
         seen[:] = pairs  # called for inner objects first, for the envelope last
 
     try:
-        json.loads(text, object_pairs_hook=remember)
+        json.loads(text, object_pairs_hook=remember, parse_int=len)  # int() refuses what is longer than 4300 digits
     except (ValueError, RecursionError) as error:
         raise BadMessage(INVALID_JSON, str(error), strike=True) from None
+    if ("method", None) in seen:
+        raise BadMessage(INVALID_REQUEST, "method is null, not a string")
     names = [name for name, _ in seen]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from broker.core import errors
 from broker.core.access import Grant, Role
 from broker.core.errors import Kind, Outcome
@@ -44,9 +46,9 @@ class NoLink:
 
     __slots__ = ("flushed", "takes_binary")
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_binary: bool = True) -> None:
         self.flushed = 0
-        self.takes_binary = True
+        self.takes_binary = takes_binary
 
     def deliver(self, message: Message) -> None:
         raise AssertionError("the core does no I/O")
@@ -102,12 +104,13 @@ class World:
         capacity: int | None = None,
         expires_at: float | None = None,
         principal: str = "somebody",
+        takes_binary: bool = True,
     ) -> Session:
         self.sessions_made += 1
         self.feed(
             Attached(
-                session=self.sessions_made, link=NoLink(), principal=principal, grants=grants, role=role,
-                endpoint=endpoint, listen=listen, capacity=capacity, expires_at=expires_at,
+                session=self.sessions_made, link=NoLink(takes_binary=takes_binary), principal=principal,
+                grants=grants, role=role, endpoint=endpoint, listen=listen, capacity=capacity, expires_at=expires_at,
             )
         )  # fmt: skip
         return self.router.sessions.by_id[self.sessions_made]
@@ -222,6 +225,7 @@ class World:
         got = []
         while (part := self.router.fanouts.slice(slice_max)) is not None:
             message, listeners, _ = part
+            message = msgspec.structs.replace(message, body=Body(bytes(message.body.raw), message.body.attachments))
             got += [(listener, message) for listener in listeners if listener.link is not None]
         return got
 
@@ -272,4 +276,6 @@ def describe_outcome(end: End) -> list[str]:
         words.append(f"attempts={outcome.attempts}")
     if end.body is not None:
         words.append(bytes(end.body.raw).decode())
+    if end.meta is not None:
+        words.append(f"(by {end.meta.worker}, attempts {end.meta.attempts}, {end.meta.elapsed_ms:g} ms)")
     return words

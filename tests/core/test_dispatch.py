@@ -227,7 +227,7 @@ def test_policies_agree_with_the_plain_model(policy: str, seed: int, steps: int)
 
 
 def test_policies_are_named_as_the_configuration_names_them() -> None:
-    assert POLICIES == {"least_pending": LeastPending, "round_robin": RoundRobin, "newest": Newest}
+    assert {"least_pending": LeastPending, "round_robin": RoundRobin, "newest": Newest} == POLICIES
 
 
 # ---------------------------------------------------------------- the queue

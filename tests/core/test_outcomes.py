@@ -102,6 +102,30 @@ def test_bad_reply_is_retryable_if_idempotent(idempotent: bool) -> None:
     assert world.router.counters.late_replies == 1 and not world.ends(caller)
 
 
+@pytest.mark.parametrize("takes_binary", [False, True])
+@pytest.mark.parametrize("way", ["in", "back"])
+def test_too_large_counts_as_the_receiver_would_get_it(way: str, takes_binary: bool) -> None:
+    world = World(Limits(message_max_bytes=100))
+    small, large = Body(b"{}", (b"x" * 50,)), Body(b"{}", (b"x" * 80,))  # in base64 86 and 126 bytes
+    caller = world.attach(takes_binary=takes_binary or way == "in")
+    worker = world.worker(capacity=1, takes_binary=takes_binary or way == "back")
+    for wire_id, body in enumerate((small, large)):
+        world.feed(Asked(caller, wire_id, "e", "m", body if way == "in" else Body(b"")))
+        if way == "in" and body is large and not takes_binary:
+            assert not world.calls(worker)
+        else:
+            attempt = world.one_call(worker).attempt
+            world.feed(Answered(worker, attempt.id, body if way == "back" else Body(b"1")))
+        end = world.one_end(caller)
+        if body is small or takes_binary:
+            assert end.outcome.kind is errors.OK
+        else:
+            assert end.outcome.kind is errors.TOO_LARGE and not end.outcome.retryable and end.body is None
+            assert "100 bytes" in end.outcome.detail and end.outcome.dispatched == (way == "back")
+    world.ask(caller, "next")
+    assert world.calls(worker), "its place is free"
+
+
 def test_meta_only_for_who_asked() -> None:
     world = World()
     caller, worker = world.caller(), world.worker()
@@ -577,7 +601,7 @@ def reached() -> set[Kind]:
     return {
         errors.OK, errors.WORKER_ERROR, errors.NO_ENDPOINT, errors.NO_METHOD, errors.INVALID_PARAMS, errors.NO_WORKER,
         errors.WORKER_LOST, errors.DEADLINE, errors.OVERLOADED, errors.CANCELLED, errors.DENIED, errors.SHUTTING_DOWN,
-        errors.DUPLICATE_ID, errors.BAD_REPLY,
+        errors.DUPLICATE_ID, errors.BAD_REPLY, errors.TOO_LARGE,
     }  # fmt: skip
 
 

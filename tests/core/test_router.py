@@ -7,6 +7,7 @@ import pytest
 from broker.core import errors
 from broker.core.access import Grant, Role
 from broker.core.events import Asked, CloseLink, Deliver, ErrorReply, PauseReading, ResumeReading, Stray
+from broker.core.ids import WireId
 from broker.core.limits import Limits
 from broker.core.messages import Body, CancelAttempt, End, Options
 from tests.core.harness import World
@@ -552,7 +553,7 @@ def test_fault_09_requests_that_expire_together_end_in_slices_and_in_order(queue
         effects.clear()
     wanted.sort()
     world.now += 10.0
-    ended: list[int] = []
+    ended: list[WireId] = []
     more = True
     while more:
         before = len(ended)

@@ -238,7 +238,7 @@ def test_a_peer_that_reads_again_is_told_that_it_was_slow(kind: str, loop: str) 
             peer = await server.peer()
             while not peer.closings:
                 peer.link.send(b"x" * 5000)
-                if peer.link.outbox_bytes > MIB:
+                if peer.link.outbox_bytes > MIB or not peer.link.is_open:
                     await asyncio.sleep(0)
             client.reader._transport.resume_reading()  # type: ignore[attr-defined]
             assert await close_of(client) == (4408, "slow consumer")

@@ -7,11 +7,11 @@ import time
 from broker.auth.door import Door
 from broker.auth.facts import Refused
 from broker.core.access import Principal, Role, is_name, roles_at
-from broker.core.errors import ENDPOINT_CLOSED
+from broker.core.errors import DRAINED, ENDPOINT_CLOSED, Close
 from broker.core.events import Attached
 from broker.engine.engine import Engine
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
-from broker.links.link import Link
+from broker.links.link import Link, Nobody
 from broker.links.loop import LoopLinks
 from broker.links.take import take
 from broker.transports.websocket.peer import WebSocketPeer
@@ -43,7 +43,10 @@ class WebSocketHandler(Door):
             link = await take(stream, response, self.links)
         except (ConnectionError, TimeoutError):
             return  # gone before it was attached: nothing to tell anybody
-        self._attach(link, principal, endpoint, attachment)
+        if self.engine.router.draining:
+            self._turn_away(link, DRAINED, "the broker is shutting down")
+        else:
+            self._attach(link, principal, endpoint, attachment)
 
     def _read_query(self, endpoint: str) -> Attachment:
         if endpoint and not is_name(endpoint):
@@ -70,11 +73,17 @@ class WebSocketHandler(Door):
         if len(router.sessions) >= self.sessions_max:
             raise Refused(503, f"{self.sessions_max} sessions are connected", (("Retry-After", "5"),))
 
+    @staticmethod
+    def _turn_away(link: Link, close: Close, reason: str) -> None:
+        """Say why and end. Without a start the other side's part of the close handshake would not be read."""
+        link.start(Nobody())
+        link.close(close.code, reason)
+
     def _attach(self, link: Link, principal: Principal, endpoint: str, attachment: Attachment) -> None:
         router, session_id = self.engine.router, self.engine.next_session()
         known = router.registry.by_name.get(endpoint)
         if known is not None and known.limits.closed:
-            link.close(ENDPOINT_CLOSED.code, known.limits.closed)
+            self._turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
             return
         codec = JsonRpc(
             node=router.node,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST, TOO_LARGE, Outcome
 from broker.core.events import Asked, Congested, Detached, Malformed, Refused
-from broker.core.messages import Call, End, Message
+from broker.core.messages import Body, Call, End, Message
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.link import Link
@@ -177,15 +177,24 @@ class WebSocketPeer:
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Write one of many copies."""
-        binary = self._codec.takes_binary(getattr(message, "body", None))
+        body = getattr(message, "body", None)
+        binary = self._codec.takes_binary(body)
         key = "jsonrpc binary" if binary else "jsonrpc text"
         frame = frames.get(key)
         if frame is None:
-            payload = b"".join(self._codec.encode(message))
-            if len(payload) > self._message_max_bytes:
-                return False
-            frame = frames[key] = binary_frame(payload) if binary else text_frame(payload)
+            frame = frames[key] = self._broadcast_frame(message, body, binary)
+        if not frame:
+            return False
         return self._link.send_frame(frame)
+
+    def _broadcast_frame(self, message: Message, body: Body | None, binary: bool) -> bytes:
+        """The frame all peers of this kind share; empty if it is larger than a message may be."""
+        if body is not None and body.attachments and not binary and body.expanded_size() > self._message_max_bytes:
+            return b""
+        payload = b"".join(self._codec.encode(message))
+        if len(payload) > self._message_max_bytes:
+            return b""
+        return binary_frame(payload) if binary else text_frame(payload)
 
     def close(self, code: int, reason: str) -> None:
         """Write what is queued, say why, and end."""

@@ -1,0 +1,155 @@
+"""Endpoints known, remembered and forgotten."""
+
+from __future__ import annotations
+
+from broker.core import errors
+from broker.core.access import Role
+from broker.core.limits import EndpointLimits, Limits
+from broker.core.registry import FORGET_LOOKS
+from tests.core.harness import World
+
+
+def test_a_known_endpoint_is_remembered_until_there_is_no_room() -> None:
+    world = World(Limits(endpoints_known_max=3))
+    caller = world.caller()
+    for name in ("a", "b", "c"):
+        world.detach(world.worker(name))
+    world.take()
+    world.ask(caller, 1, "a/m")
+    assert world.outcome(caller).kind is errors.NO_WORKER
+    world.worker("d")
+    world.ask(caller, 2, "a/m")
+    assert world.outcome(caller).kind is errors.NO_ENDPOINT, "the longest unused was forgotten"
+    world.ask(caller, 3, "b/m")
+    assert world.outcome(caller).kind is errors.NO_WORKER
+    assert len(world.router.registry.by_name) == 3
+
+
+def test_being_served_again_makes_it_young() -> None:
+    world = World(Limits(endpoints_known_max=2))
+    world.detach(world.worker("a"))
+    world.detach(world.worker("b"))
+    world.detach(world.worker("a"))
+    world.worker("c")
+    assert sorted(world.router.registry.by_name) == ["a", "c"]
+
+
+def test_what_is_in_use_is_never_forgotten() -> None:
+    world = World(Limits(endpoints_known_max=4), {"configured": EndpointLimits()})
+    caller = world.caller()
+    world.worker("served")
+    world.attach(Role.LISTENER, "heard", listen=True)
+    world.ask(caller, 1, "waited/m", wait=True)
+    for number in range(10):
+        late = world.attach(Role.WORKER, f"more{number}")
+        assert world.closed(late) == [4429]
+        assert not late.registrations
+        world.detach(late)
+    assert sorted(world.router.registry.by_name) == ["configured", "heard", "served", "waited"]
+    world.cancel(caller, 1)
+    assert not world.closed(world.worker("more"))
+
+
+def test_asking_for_endpoints_nobody_serves_is_not_remembered() -> None:
+    world = World()
+    caller = world.caller()
+    for number in range(100):
+        world.ask(caller, number, f"e{number}/m")
+    assert not world.router.registry.by_name
+
+
+def test_a_full_registry_costs_a_bounded_look() -> None:
+    count = FORGET_LOOKS * 4
+    world = World(Limits(endpoints_known_max=count))
+    for number in range(count - 1):
+        world.worker(f"e{number}")
+    world.detach(world.worker("idle"))
+    order = list(world.router.registry.by_name)
+    caller = world.caller()
+    tries = 0
+    while True:
+        tries += 1
+        world.ask(caller, tries, "new/m", wait=True)
+        if "new" in world.router.registry.by_name:
+            break
+        assert world.outcome(caller).bound == "endpoints"
+    assert tries == 4, "each look goes on where the last one stopped"
+    assert order[-1] == "idle" and "idle" not in world.router.registry.by_name
+
+
+def test_attaching_elsewhere_makes_no_endpoint() -> None:
+    world = World()
+    world.attach(Role.CALLER, "e", listen=False)
+    assert "e" not in world.router.registry.by_name
+
+
+def test_names_that_are_special_elsewhere_are_plain_here() -> None:
+    world = World()
+    caller = world.caller()
+    for name in ("__proto__", "constructor", "__class__", "__init__"):
+        world.ask(caller, name, f"{name}/{name}")
+        assert world.outcome(caller).kind is errors.NO_ENDPOINT
+        worker = world.worker(name)
+        world.ask(caller, name, f"{name}/{name}")
+        assert world.one_call(worker).method == name
+
+
+def test_what_an_endpoint_says_of_itself_wins_over_the_brokers_defaults() -> None:
+    limits = Limits(queue_max=5, deadline_s=10.0, deadline_max_s=100.0)
+    world = World(limits, {"own": EndpointLimits(queue_max=1, deadline_s=20.0, deadline_max_s=15.0)})
+    own, other = world.router.registry.by_name["own"], world.router.registry.get_or_make("other")
+    assert other is not None
+    assert (own.queue_max, own.deadline_s, own.deadline_max_s) == (1, 15.0, 15.0), "never beyond its own bound"
+    assert (other.queue_max, other.deadline_s, other.deadline_max_s) == (5, 10.0, 100.0)
+
+
+# ---------------------------------------------------------------- bounds that change while it runs
+
+
+def test_new_bounds_hold_for_what_comes_and_a_queue_above_them_drains() -> None:
+    world = World(Limits(queue_max=3))
+    caller, worker = world.caller(), world.worker(capacity=1)
+    attempt = world.busy(worker, caller)
+    for wire_id in (1, 2, 3):
+        world.ask(caller, wire_id)
+    world.router.reconfigure(Limits(queue_max=1, deadline_s=7.0, in_flight_max=5), {})
+    world.router.check()
+    assert not world.ends(caller), "what has been taken in stays"
+    world.ask(caller, 4)
+    assert world.outcome(caller).bound == "queue"
+    for _ in range(3):
+        world.answer(worker, attempt)
+        assert world.outcome(caller).kind is errors.OK
+        attempt = world.one_call(worker).attempt
+    world.ask(caller, 5)
+    assert not world.ends(caller)
+    world.answer(worker, attempt)
+    assert world.one_call(worker).left_s == 7.0
+
+
+def test_a_policy_may_change_while_workers_are_busy() -> None:
+    world = World()
+    caller, old, new = world.caller(), world.worker(capacity=1), world.worker(capacity=1)
+    attempt = world.busy(old, caller)
+    world.router.reconfigure(Limits(), {"e": EndpointLimits(policy="newest")})
+    world.router.check()
+    world.answer(old, attempt)
+    for wire_id, worker in enumerate((new, old)):
+        world.ask(caller, wire_id)
+        assert world.one_call(worker).method == "m"
+    world.router.reconfigure(Limits(), {})
+    world.ask(caller, 9)
+    world.detach(new)
+    world.detach(old)
+    world.router.check()
+
+
+def test_an_endpoint_no_more_configured_may_be_forgotten_and_a_new_one_is_known() -> None:
+    world = World(Limits(endpoints_known_max=1), {"a": EndpointLimits()})
+    caller = world.caller()
+    world.router.reconfigure(Limits(endpoints_known_max=2), {"b": EndpointLimits()})
+    world.ask(caller, 1, "b/m")
+    assert world.outcome(caller).kind is errors.NO_WORKER
+    world.worker("c")
+    world.ask(caller, 1, "a/m")
+    assert world.outcome(caller).kind is errors.NO_ENDPOINT

@@ -1,0 +1,533 @@
+"""A second opinion on the router: a plain ledger that sees every event and every effect, and knows what may follow.
+
+It keeps no queue and no deadline slots, only what a patient clerk would write down: who asked what, who was given it,
+how it ended. State machine and simulator both let it look after every step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+
+from broker.core import errors
+from broker.core.access import Role
+from broker.core.events import (
+    Answered,
+    Asked,
+    Attached,
+    BadReply,
+    Cancel,
+    CloseLink,
+    Congested,
+    Deliver,
+    Detached,
+    Drain,
+    Effect,
+    Event,
+    PauseReading,
+    Refused,
+    ResumeReading,
+    StartFanout,
+    Stray,
+)
+from broker.core.ids import AttemptId, WireId
+from broker.core.limits import EndpointLimits, Limits
+from broker.core.messages import Broadcast, Call, CancelAttempt, End, Notify, Options
+from broker.core.router import Router
+from broker.core.sessions import Session
+
+AT_THE_DOOR = {"no_endpoint", "no_worker", "no_method", "overloaded", "denied", "shutting_down", "invalid"}
+EPSILON = 1e-6
+
+
+class Violation(AssertionError):
+    """The router did what it promises not to do."""
+
+
+def expect(truth: object, *what: object) -> None:
+    """Raise Violation with these words unless it is true."""
+    if not truth:
+        raise Violation(" ".join(map(str, what)))
+
+
+class Serving:
+    """A session that serves an endpoint, and how much it has in its hands."""
+
+    __slots__ = ("capacity", "load", "methods")
+
+    def __init__(self, methods: list[str] | None, capacity: int) -> None:
+        self.methods = methods
+        self.capacity = capacity
+        self.load = 0
+
+    def does(self, method: str) -> bool:
+        return self.methods is None or method in self.methods
+
+
+class Asking:
+    """One accepted request."""
+
+    __slots__ = (
+        "attempt", "attempts", "deadline", "endpoint", "lost", "method", "options", "order", "serving", "session",
+        "wire_id", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: Session,
+        wire_id: WireId,
+        endpoint: str,
+        method: str,
+        options: Options,
+        deadline: float,
+        order: int,
+    ) -> None:
+        self.session = session
+        self.wire_id = wire_id
+        self.endpoint = endpoint
+        self.method = method
+        self.options = options
+        self.deadline = deadline
+        self.order = order
+        self.worker: Session | None = None
+        self.attempt: AttemptId = 0
+        self.serving: Serving | None = None
+        self.attempts = 0
+        self.lost: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.wire_id!r} of session {self.session.id} for {self.endpoint}/{self.method}>"
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time passed: the event the router is told through `tick`."""
+
+    limit: int
+
+
+class Witness:
+    """Feeds a router and judges what it does. `feed`, `tick` and `fan_out` raise Violation."""
+
+    def __init__(self, limits: Limits, endpoints: Mapping[str, EndpointLimits], now: float) -> None:
+        self.limits = limits
+        self.endpoints = endpoints
+        self.router = Router(limits, endpoints, now=now)
+        self.now = now
+        self.sessions: dict[Session, None] = {}
+        self.open: dict[Session, dict[WireId, Asking]] = {}
+        self.assigned: dict[Session, dict[AttemptId, Asking]] = {}
+        self.serving: dict[str, dict[Session, Serving]] = {}
+        self.congested: dict[Session, None] = {}
+        self.accepted = 0
+        self.ended: Counter[str] = Counter()
+        self.attempts_seen: AttemptId = 0
+        self.draining = False
+        self.heard: dict[tuple[Session, str | None, str | None], int] = {}
+        self.left_topic: dict[tuple[Session, str | None, str | None], None] = {}
+        self._event: Event | Tick = Tick(0)
+        self._fresh: Asking | None = None
+        self._due: Asking | None = None
+        self._duplicates = 0
+        self._latest_slot = -1.0
+
+    # ------------------------------------------------------------ steps
+
+    def feed(self, event: Event) -> list[Effect]:
+        """One event; what the router wants done."""
+        self._begin(event)
+        departing = self._before(event)
+        effects = list(self.router.handle(event, self.now))
+        self.router.effects.clear()
+        if isinstance(event, Attached):
+            self._attached(event)
+        elif isinstance(event, Asked):
+            self._command_before_effects(event, effects)
+        self._absorb(effects)
+        expect(self._duplicates == 0, "a duplicate id was not answered")
+        expect(self._due is None, "an answer did not end", self._due)
+        fresh = self._fresh
+        if fresh is not None and not fresh.endpoint:
+            expect(self.open.get(fresh.session, {}).get(fresh.wire_id) is not fresh, "a command did not end", event)
+        for asking in departing:
+            expect(asking.worker is None, "the worker was not told that the caller has gone", asking)
+        self.check()
+        return effects
+
+    def _begin(self, event: Event | Tick) -> None:
+        self._event, self._fresh, self._due, self._duplicates, self._latest_slot = event, None, None, 0, -1.0
+
+    def tick(self, limit: int) -> tuple[bool, list[Effect]]:
+        """Time passed; whether more is due, and what the router wants done."""
+        self._begin(Tick(limit))
+        more = self.router.tick(self.now, limit)
+        effects = list(self.router.effects)
+        self.router.effects.clear()
+        messages = [effect.message for effect in effects if isinstance(effect, Deliver)]
+        expired = sum(isinstance(message, End) and message.outcome.kind is errors.DEADLINE for message in messages)
+        expect(expired <= limit, "a tick of at most", limit, "ended", expired)
+        self._absorb(effects)
+        if not more:
+            self.nothing_is_overdue(self.now)
+        self.check()
+        return more, effects
+
+    def nothing_is_overdue(self, ticked_at: float) -> None:
+        """What was to end a slot before the last complete tick has ended."""
+        for mine in self.open.values():
+            for asking in mine.values():
+                late = ticked_at - asking.deadline
+                expect(late < self.limits.slot_s + EPSILON, asking, "is overdue by", late, "s")
+
+    def fan_out(self, limit: int) -> list[tuple[Session, Broadcast]]:
+        """Deliver a slice of what is to be broadcast."""
+        part = self.router.fanouts.slice(limit)
+        if part is None:
+            return []
+        message, listeners, _ = part
+        expect(len(listeners) <= limit, "a slice of", len(listeners))
+        got = [(listener, message) for listener in listeners if listener in self.sessions]
+        for listener, _ in got:
+            self._hear(listener, message)
+        return got
+
+    def _hear(self, listener: Session, message: Broadcast) -> None:
+        if message.seq is None:
+            return
+        key = (listener, message.endpoint, message.topic)
+        last = self.heard.get(key)
+        if last is not None:
+            if key in self.left_topic:
+                expect(message.seq > last, "broadcasts out of order", key, last, message.seq)
+            else:
+                expect(message.seq == last + 1, "a gap in the numbers", key, last, message.seq)
+        self.heard[key] = message.seq
+
+    # ------------------------------------------------------------ what an event means, before the router has its say
+
+    def _before(self, event: Event) -> list[Asking]:
+        """Write the event down. Returns the requests that leave with their caller."""
+        session = getattr(event, "session", None)
+        if isinstance(event, Detached):
+            return self._leave(event.session)
+        if isinstance(session, Session) and session not in self.sessions:
+            return []  # nothing may come of it: any effect to it is a violation
+        if isinstance(event, Asked) and event.wire_id is not None:
+            self._ask(event.session, event.wire_id, event.endpoint, event.method, event.options)
+        elif isinstance(event, Refused):
+            self._ask(event.session, event.wire_id, "", event.method, Options())
+        elif isinstance(event, Answered | BadReply):
+            self._due = self._take_back(event.session, event.attempt)
+        elif isinstance(event, Stray) and event.nameless and event.error and event.error.code in (-32600, -32700):
+            if len(self.assigned[event.session]) == 1:
+                self._due = self._take_back(event.session, next(iter(self.assigned[event.session])))
+        elif isinstance(event, Drain):
+            self.draining = True
+        elif isinstance(event, Congested):
+            if event.congested:
+                self.congested[event.session] = None
+            else:
+                self.congested.pop(event.session, None)
+        return []
+
+    def _ask(self, session: Session, wire_id: WireId, endpoint: str, method: str, options: Options) -> None:
+        self.accepted += 1
+        if wire_id in self.open[session]:
+            self._duplicates = 1
+            return
+        timeout = self.limits.deadline_s if options.timeout is None else options.timeout
+        asking = Asking(session, wire_id, endpoint, method, options, self.now + timeout, self.accepted)
+        self._fresh = self.open[session][wire_id] = asking
+
+    def _take_back(self, worker: Session, attempt: AttemptId) -> Asking | None:
+        """The worker has it no more."""
+        asking = self.assigned.get(worker, {}).pop(attempt, None)
+        if asking is not None:
+            asking.worker = None
+            if asking.serving is not None:
+                asking.serving.load -= 1
+        return asking
+
+    def _leave(self, session: Session) -> list[Asking]:
+        if session not in self.sessions:
+            return []
+        del self.sessions[session]
+        self.congested.pop(session, None)
+        for name in list(self.serving):
+            self.serving[name].pop(session, None)
+        departing = list(self.open.pop(session).values())
+        for asking in departing:
+            self.ended["cancelled"] += 1
+            if asking.worker is session:
+                asking.worker = None
+        for asking in self.assigned.pop(session).values():
+            asking.worker, asking.lost = None, session
+        return departing
+
+    def _attached(self, event: Attached) -> None:
+        session = self.router.sessions.by_id[event.session]
+        self.sessions[session] = None
+        self.open[session], self.assigned[session] = {}, {}
+        if event.role == Role.WORKER and event.endpoint is not None and session.registrations:
+            self.serving.setdefault(event.endpoint, {})[session] = Serving(None, event.capacity or self.limits.capacity)
+
+    def _command_before_effects(self, event: Asked, effects: list[Effect]) -> None:
+        """`broker.serve` and its like count before the calls they cause, which stand before their own end."""
+        if event.endpoint or event.wire_id is None or event.session not in self.sessions:
+            return
+        end = next(
+            (
+                effect.message
+                for effect in reversed(effects)
+                if isinstance(effect, Deliver)
+                and effect.session is event.session
+                and isinstance(effect.message, End)
+                and effect.message.wire_id == event.wire_id
+            ),
+            None,
+        )
+        if end is None or end.outcome.kind is not errors.OK:
+            return
+        params = msgspec.json.decode(bytes(event.body.raw) or b"{}")
+        session, name = event.session, params.get("endpoint", event.session.endpoint)
+        if event.method == "broker.serve":
+            serving = self.serving.setdefault(name, {}).get(session)
+            capacity = params.get("capacity") or session.capacity
+            if serving is None:
+                self.serving[name][session] = Serving(params.get("methods"), capacity)
+            else:
+                serving.methods, serving.capacity = params.get("methods"), capacity
+        elif event.method == "broker.unserve":
+            self.serving.get(name, {}).pop(session, None)
+        elif event.method == "broker.unsubscribe":
+            self.left_topic[session, name, params.get("topic")] = None
+
+    # ------------------------------------------------------------ effects, one after the other
+
+    def _absorb(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, StartFanout):
+                continue
+            session = effect.session
+            expect(session in self.sessions, "an effect for a session that has gone:", effect)
+            if isinstance(effect, Deliver):
+                self._delivered(session, effect.message)
+            else:
+                expect(isinstance(effect, CloseLink | PauseReading | ResumeReading), "an unknown effect", effect)
+
+    def _delivered(self, session: Session, message: object) -> None:
+        if isinstance(message, End):
+            self._end(session, message)
+        elif isinstance(message, Call):
+            self._call(session, message)
+        elif isinstance(message, CancelAttempt):
+            asking = self._take_back(session, message.attempt_id)
+            expect(asking is not None, "a cancel of what that worker does not have:", message)
+        elif isinstance(message, Notify):
+            serving = self.serving.get(message.endpoint, {}).get(session)
+            expect(serving is not None and serving.does(message.method), "a notification for another", message)
+            expect(
+                isinstance(self._event, Asked) and self._event.wire_id is None, "a notification nobody sent", message
+            )
+        else:
+            raise Violation(f"a message of another kind: {message}")
+
+    def _call(self, worker: Session, call: Call) -> None:
+        request, number = call.attempt.request, call.attempt.id
+        asking = self.open.get(request.session, {}).get(request.wire_id)
+        expect(asking is not None, "work was given out for a request that is not open:", call.attempt.id)
+        assert asking is not None
+        expect(asking.worker is None, asking, "was given to two workers")
+        expect(asking.deadline > self.now, asking, "was given out after its deadline")
+        expect(
+            abs(call.left_s - (asking.deadline - self.now)) < EPSILON, asking, "was told a wrong time left", call.left_s
+        )
+        expect((call.endpoint, call.method) == (asking.endpoint, asking.method), asking, "changed on its way")
+        expect(number > self.attempts_seen, "an attempt's number was used before:", number)
+        self.attempts_seen = number
+        retries = asking.options.retries if asking.options.idempotent else 0
+        expect(asking.attempts <= retries, asking, "was tried more often than allowed")
+        if asking.attempts:
+            expect(asking.lost is not None, asking, "was given out again though its worker is there")
+        self._is_the_right_worker(asking, worker)
+        if asking is not self._fresh and not asking.attempts:
+            self._is_its_turn(asking, self.serving[asking.endpoint][worker])
+        asking.attempts += 1
+        asking.worker, asking.attempt, asking.serving = worker, number, self.serving[asking.endpoint][worker]
+        asking.serving.load += 1
+        self.assigned[worker][number] = asking
+
+    def _is_the_right_worker(self, asking: Asking, worker: Session) -> None:
+        able = self._able(asking)
+        mine = self.serving.get(asking.endpoint, {}).get(worker)
+        expect(mine is not None, asking, "went to one who does not serve it")
+        assert mine is not None
+        expect(worker in able, asking, "went to one who cannot take it: load", mine.load, "of", mine.capacity)
+        policy = self.endpoints[asking.endpoint].policy if asking.endpoint in self.endpoints else "least_pending"
+        if policy == "least_pending":
+            least = min(serving.load for serving in able.values())
+            expect(mine.load == least, asking, "went to a load of", mine.load, "though one has", least)
+        elif policy == "newest" and asking is self._fresh:
+            expect(worker is list(able)[-1], asking, "did not go to the newest")
+
+    def _able(self, asking: Asking) -> dict[Session, Serving]:
+        """Who can take it now, oldest first."""
+        return {
+            session: serving
+            for session, serving in self.serving.get(asking.endpoint, {}).items()
+            if serving.load < serving.capacity and session not in self.congested and serving.does(asking.method)
+        }
+
+    def _is_its_turn(self, asking: Asking, serving: Serving) -> None:
+        """Nobody who came before it, and whom this worker could serve, still waits."""
+        leaving = isinstance(self._event, Detached)
+        for other in self._waiting(asking.endpoint):
+            if leaving and other.lost is not None:
+                continue  # its turn to be tried again comes within this very step
+            if other.order < asking.order and other.deadline > self.now and serving.does(other.method):
+                raise Violation(f"{asking} was given out before {other}")
+
+    def _waiting(self, endpoint: str) -> list[Asking]:
+        return [
+            asking
+            for mine in self.open.values()
+            for asking in mine.values()
+            if asking.worker is None and asking.endpoint == endpoint
+        ]
+
+    # ------------------------------------------------------------ ends
+
+    def _end(self, session: Session, end: End) -> None:
+        kind = end.outcome.kind.name
+        self.ended[kind] += 1
+        if kind == "duplicate_id":
+            mine = isinstance(self._event, Asked | Refused) and self._event.session is session
+            expect(mine and self._duplicates == 1, "a duplicate id nobody sent", end)
+            self._duplicates = 0
+            return
+        asking = self.open[session].pop(end.wire_id, None)
+        expect(asking is not None, "an end without a beginning, or a second one:", end)
+        assert asking is not None
+        expect(asking.worker is None, asking, "ended, and its worker was not told:", kind)
+        if kind in AT_THE_DOOR and not (kind == "shutting_down" and asking is not self._fresh):
+            self._refused(asking, kind, end)
+        else:
+            getattr(self, f"_ended_{kind}")(asking, end)
+        if asking is self._due:
+            self._due = None
+
+    def _refused(self, asking: Asking, kind: str, end: End) -> None:
+        expect(asking is self._fresh, asking, "was refused after it had been taken in:", kind)
+        if not asking.endpoint:
+            return
+        serving, waits = self.serving.get(asking.endpoint, {}), asking.options.wait
+        match kind:
+            case "no_endpoint" | "no_worker":
+                expect(not serving and not waits, asking, "was refused though it is served or waits")
+            case "no_method":
+                expect(serving and not any(s.does(asking.method) for s in serving.values()), asking, "has a worker")
+            case "shutting_down":
+                expect(self.draining, asking, "was told of a shutdown")
+            case "overloaded":
+                self._overloaded(asking, end)
+
+    def _overloaded(self, asking: Asking, end: End) -> None:
+        own = self.endpoints.get(asking.endpoint)
+        queue_max = self.limits.queue_max if own is None or own.queue_max is None else own.queue_max
+        if end.outcome.bound == "queue":
+            waiting = len(self._waiting(asking.endpoint))
+            expect(waiting >= queue_max, "a queue of", queue_max, "was called full at", waiting)
+        elif end.outcome.bound == "in_flight":
+            expect(len(self.open[asking.session]) >= self.limits.in_flight_max, "a caller was called full")
+
+    def _ended_ok(self, asking: Asking, end: End) -> None:
+        if asking.endpoint:
+            expect(asking is self._due, asking, "ended ok, and nobody has answered it")
+            expect(isinstance(self._event, Answered) and end.body is self._event.body, asking, "has another's reply")
+        else:
+            expect(asking is self._fresh, asking, "is a command and ended late")
+
+    def _ended_worker_error(self, asking: Asking, end: End) -> None:
+        expect(asking is self._due, asking, "ended with an error nobody gave")
+        expect(
+            isinstance(self._event, Answered | Stray) and end.body is self._event.body, asking, "has another's error"
+        )
+
+    def _ended_bad_reply(self, asking: Asking, end: End) -> None:
+        expect(asking is self._due and isinstance(self._event, BadReply), asking, "had no bad reply")
+
+    def _ended_deadline(self, asking: Asking, end: End) -> None:
+        expect(isinstance(self._event, Tick), asking, "met its deadline while no time passed")
+        expect(asking.deadline <= self.now, asking, "ended early by", asking.deadline - self.now)
+        slot = asking.deadline // self.limits.slot_s
+        expect(slot >= self._latest_slot - 1, asking, "expired out of order")
+        self._latest_slot = max(self._latest_slot, slot)
+        if end.outcome.phase == "queued":
+            expect(end.outcome.retryable, asking, "waited in vain and may not be repeated")
+        expect(end.outcome.dispatched == (asking.attempts > 0), asking, "does not know whether it was given out")
+
+    def _ended_too_large(self, asking: Asking, end: End) -> None:
+        """On its way in, instead of being given out, or on its way back."""
+        expect(end.body is None, asking, "was too large and has a body")
+        expect(asking is self._due or self._able(asking), asking, "was too large for nobody")
+
+    def _ended_cancelled(self, asking: Asking, end: End) -> None:
+        event = self._event
+        mine = isinstance(event, Cancel) and event.session is asking.session and event.wire_id == asking.wire_id
+        admin = isinstance(event, Asked) and event.method == "broker.admin.cancel"
+        expect(mine or admin, asking, "was cancelled by nobody")
+        expect(end.outcome.cause == ("caller" if mine else "admin"), asking, "was cancelled by another")
+
+    def _ended_worker_lost(self, asking: Asking, end: End) -> None:
+        expect(isinstance(self._event, Detached) and asking.lost is self._event.session, asking, "lost no worker")
+        expect(end.outcome.attempts == asking.attempts, asking, "was counted wrongly")
+
+    def _ended_shutting_down(self, asking: Asking, end: End) -> None:
+        expect(isinstance(self._event, Drain) and self._event.now, asking, "was ended by a shutdown too early")
+
+    # ------------------------------------------------------------ after every step
+
+    def check(self) -> None:
+        """What always holds."""
+        router = self.router
+        router.check()
+        pending = sum(map(len, self.open.values()))
+        expect(
+            router.pending.count == pending,
+            "pending:",
+            router.pending.count,
+            "in the router,",
+            pending,
+            "in the ledger",
+        )
+        expect(router.counters.accepted == self.accepted, "accepted:", router.counters.accepted, self.accepted)
+        ended = {name: count for name, count in router.counters.ended.items() if count}
+        expect(ended == dict(self.ended), "ended:", ended, dict(self.ended))
+        expect(list(router.sessions.by_id.values()) == list(self.sessions), "sessions differ")
+        for session, mine in self.assigned.items():
+            expect(list(session.attempts) == list(mine), "attempts of session", session.id, "differ")
+        for endpoint in router.registry.by_name.values():
+            expect(len(endpoint.queue) <= endpoint.queue_max, "a queue above its bound:", endpoint)
+        for name in self.serving:
+            for asking in self._waiting(name):
+                if asking.deadline > self.now:
+                    able = self._able(asking)
+                    expect(not able, asking, "waits though", [session.id for session in able], "could take it")
+
+    def leave_all(self) -> None:
+        """Let everybody go, and see that nothing is left."""
+        for session in list(self.sessions):
+            self.feed(Detached(session, 1001, "", 0))
+        while self.router.fanouts.slice(1000):
+            pass
+        router = self.router
+        expect(
+            not router.sessions.by_id and not router.pending.count and not len(router.pending.deadlines), "leftovers"
+        )
+        expect(not len(router.sessions.expiry), "credentials still wait to expire")
+        for endpoint in router.registry.by_name.values():
+            empty = not endpoint.registrations and not len(endpoint.queue) and not len(endpoint.free)
+            expect(empty and not endpoint.listeners, "leftovers at", endpoint)
+            expect(not any(topic.subscribers for topic in endpoint.topics.values()), "listeners left at", endpoint)
+        expect(sum(router.counters.ended.values()) == router.counters.accepted, "the books do not balance")

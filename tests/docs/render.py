@@ -1,0 +1,80 @@
+"""Renders docs/outcomes.md from the tables in the code."""
+
+from collections.abc import Iterable
+
+from broker.cli.exits import exit_for, markdown_table
+from broker.core.errors import CLOSES, KINDS, Close, Kind
+
+LATER = {"slow_consumer", "key_conflict"}
+"""outcomes of parts that do not exist yet"""
+
+_PAGE = """\
+# Outcomes, close codes, exit codes
+
+<!-- Generated from broker/core/errors.py and broker/cli/exits.py: UPDATE_DOCS=1 pytest tests/docs -->
+
+## Outcomes
+
+Every accepted request ends in exactly one of these. *Code* is JSON-RPC's `error.code`. *HTTP* is the status that goes
+with the outcome. *Retryable* is what holds unless `error.data.retryable` says otherwise of this one request; what is
+retryable may be sent again as it is. *Exit* is how the command line ends. What `error.data` holds is in
+[protocol.md](protocol.md#outcomes).
+
+{outcomes}
+
+¹ true in the first seconds after the broker's start (`limits.start_grace_s`).
+² true if the request is idempotent, or was never handed to the worker's socket.
+³ true if it was still queued, or is idempotent.
+⁴ true if the request is idempotent.
+⁵ its own code, message and data; the worker's `meta.retryable` says whether it may be repeated.
+⁶ of parts that come later; this version never ends a request so.
+
+## Close codes
+
+How a link ends. *Come back* says whether connecting again makes sense; then with a random pause that grows. Codes
+below 4000 are RFC 6455's.
+
+{closes}
+
+## Exit codes
+
+{exits}"""
+
+_NOTES = {
+    "no_endpoint": "no ¹",
+    "worker_lost": "no ²",
+    "deadline": "no ³",
+    "bad_reply": "no ⁴",
+    "worker_error": "as it says ⁵",
+}
+
+
+def outcomes_page() -> str:
+    """The whole page."""
+    return _PAGE.format(
+        outcomes=_table(
+            ("outcome", "code", "HTTP", "retryable", "exit", "meaning", "what to do"), map(_outcome, KINDS)
+        ),
+        closes=_table(("code", "name", "come back", "meaning"), map(_close, CLOSES)),
+        exits=markdown_table(),
+    )
+
+
+def _outcome(kind: Kind) -> tuple[str, ...]:
+    retryable = _NOTES.get(kind.name) or ("yes" if kind.retryable else "no")
+    name = f"`{kind.name}`" + (" ⁶" if kind.name in LATER else "")
+    code = "result" if kind.name == "ok" else str(kind.code)
+    if kind.name == "worker_error":
+        code = "its own"
+    if kind.name == "ok":
+        retryable = ""
+    return name, code, str(kind.http), retryable, str(int(exit_for(kind.name))), kind.text, kind.advice
+
+
+def _close(close: Close) -> tuple[str, ...]:
+    return str(close.code), f"`{close.name}`", "yes" if close.come_back else "no", close.text
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,210 @@
+"""Runs the blocks of one page in their order, in a folder of its own, with real processes.
+
+What the words behind a block's language mean:
+
+    bash                        runs; must end with 0
+    bash background until=TEXT  starts and stays; goes on when TEXT has been written
+    bash syntax                 is for a machine or a moment the tests do not have: only its syntax is checked
+    console                     `$ command` lines, each followed by what it prints; `…` stands for anything
+    python                      runs; must end with 0
+    python file=NAME            is written to that file, for blocks that come later
+    toml                        is loaded as a configuration
+    json                        is JSON
+    js                          its syntax is checked with node
+    nginx, caddy, ini           braces and sections are checked
+    promql                      names of metrics are checked elsewhere, brackets here
+    text, transcript            not run here
+
+The page's port 8787 becomes the one on which the page's own broker listens.
+"""
+
+import ast
+import configparser
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from broker.config.load import load
+from tests.docs.blocks import ROOT, Block
+
+PORT = "8787"
+PATIENCE_S = 30.0
+NOT_RUN = frozenset({"text", "transcript"})
+
+
+class Wrong(AssertionError):
+    """A block that does not do what it should; the text says where and what."""
+
+
+class Story:
+    """One page being run. `close` ends its processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self._background: list[subprocess.Popen[str]] = []
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700)
+        self.environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "XDG_RUNTIME_DIR": str(runtime),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "BROKER_SERVER__PORT": str(self.port),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "LANG": "C.UTF-8",
+        }
+
+    def run(self, block: Block) -> None:
+        """Do what the block's language and options ask. Raises Wrong."""
+        if block.language in NOT_RUN:
+            return
+        action = getattr(self, f"_{block.language}", None)
+        if action is None:
+            raise Wrong(f"{block.place}: nobody knows how to check a block of {block.language or 'no language'!r}")
+        action(block, re.sub(rf"\b{PORT}\b", str(self.port), block.text))
+
+    def close(self) -> None:
+        """End what runs in the background, the last first."""
+        for process in reversed(self._background):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+
+    def _bash(self, block: Block, text: str) -> None:
+        if "syntax" in block.options:
+            self._check(block, ["bash", "-n", "-c", text])
+        elif "background" in block.options:
+            self._start(block, text)
+        else:
+            self._check(block, ["bash", "-euo", "pipefail", "-c", text])
+
+    def _start(self, block: Block, text: str) -> None:
+        log = self.folder / f"background-{block.line}.log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", text],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        self._background.append(process)
+        ends_at = time.monotonic() + PATIENCE_S
+        while block.options["until"] not in log.read_text():
+            if process.poll() is not None or time.monotonic() > ends_at:
+                state = "ended" if process.poll() is not None else f"ran {PATIENCE_S:g} s"
+                raise Wrong(f"{block.place}: it {state} without {block.options['until']!r}:\n{log.read_text()}")
+            time.sleep(0.02)
+
+    def _console(self, block: Block, text: str) -> None:
+        commands = re.split(r"^\$ ", text, flags=re.MULTILINE)
+        if commands[0].strip():
+            raise Wrong(f"{block.place}: a console begins with `$ command`")
+        for entry in commands[1:]:
+            command, _, expected = entry.partition("\n")
+            while command.endswith("\\"):
+                more, _, expected = expected.partition("\n")
+                command = f"{command}\n{more}"
+            done = self._run(["bash", "-uo", "pipefail", "-c", command])
+            pattern = r".*?".join(re.escape(piece) for piece in expected.strip().split("…"))
+            if not re.fullmatch(pattern, done.stdout.strip(), re.DOTALL):
+                raise Wrong(f"{block.place}: $ {command}\nexpected\n{expected.strip()}\nprinted\n{done.stdout.strip()}")
+
+    def _python(self, block: Block, text: str) -> None:
+        try:
+            ast.parse(text)
+        except SyntaxError as error:
+            raise Wrong(f"{block.place}: {error}") from None
+        name = block.options.get("file", "block.py")
+        (self.folder / name).write_text(text)
+        if "file" not in block.options:
+            self._check(block, [sys.executable, "-W", "error", name])
+
+    def _toml(self, block: Block, text: str) -> None:
+        file = self.folder / block.options.get("file", "block.toml")
+        file.write_text(text)
+        for name in re.findall(r'tls_\w+ = "([\w.]+)"', text):
+            (self.folder / name).touch()
+        load(file)
+
+    def _json(self, block: Block, text: str) -> None:
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise Wrong(f"{block.place}: {error}") from None
+
+    def _js(self, block: Block, text: str) -> None:
+        node = shutil.which("node")
+        if node is not None:
+            (self.folder / "block.mjs").write_text(text)
+            self._check(block, [node, "--check", "block.mjs"])
+        _check_brackets(block, text)
+
+    def _ini(self, block: Block, text: str) -> None:
+        try:
+            configparser.ConfigParser(strict=False, interpolation=None).read_string(text)
+        except configparser.Error as error:
+            raise Wrong(f"{block.place}: {error}") from None
+
+    def _nginx(self, block: Block, text: str) -> None:
+        _check_brackets(block, text)
+        for line in text.splitlines():
+            stripped = line.strip()
+            if stripped and not stripped.startswith("#") and stripped[-1] not in ";{}":
+                raise Wrong(f"{block.place}: a directive without its end: {stripped}")
+
+    def _caddy(self, block: Block, text: str) -> None:
+        _check_brackets(block, text)
+
+    def _promql(self, block: Block, text: str) -> None:
+        _check_brackets(block, text)
+
+    def _check(self, block: Block, command: list[str]) -> None:
+        done = self._run(command)
+        if done.returncode:
+            raise Wrong(f"{block.place}: ended with {done.returncode}\n{done.stdout}")
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as expired:
+            raise Wrong(f"{command[-1]}\ndid not end within {PATIENCE_S:g} s: {expired.output}") from None
+
+
+def _check_brackets(block: Block, text: str) -> None:
+    for pair in ("{}", "()", "[]"):
+        if text.count(pair[0]) != text.count(pair[1]):
+            raise Wrong(f"{block.place}: {pair} do not pair")
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])

@@ -1,0 +1,135 @@
+"""Libraries that know nothing of the broker serve through it, whatever their replies look like."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.foreign.harness import (
+    PATIENCE_S,
+    BrokerProcess,
+    Library,
+    PlainCaller,
+    RemoteError,
+    attached,
+    dial,
+    until,
+)
+from tests.foreign.libraries import WORKERS
+
+VALUE = {"text": "é \u2028 𝄞 \\ \" \u0001", "deep": [[1.5, -0.25, None, True]], "large": 2**53 - 1, "": {}}
+
+
+def strikes(broker: BrokerProcess, endpoint: str) -> list[int]:
+    """Of the workers at an endpoint."""
+    with PlainCaller(broker.ws("/ws")) as admin:
+        peers = admin.call("broker.admin.peers")
+    return [peer["strikes"] for peer in peers_of(peers) if endpoint in peer["serves"]]
+
+
+def peers_of(listing: Any) -> list[dict[str, Any]]:
+    peers: list[dict[str, Any]] = listing["peers"] if isinstance(listing, dict) else listing
+    return peers
+
+
+def test_calls_are_answered(working: Library, broker: BrokerProcess, endpoint: str) -> None:
+    url = broker.ws(f"/ws/{endpoint}")
+    with attached(working, url + "?role=worker"), PlainCaller(url) as caller:
+        assert caller.call("subtract", [42, 23]) == 19
+        assert caller.call("subtract", {"subtrahend": 23, "minuend": 42}) == 19
+        assert caller.call("echo", [VALUE]) == VALUE
+        assert caller.call("echo", {"value": VALUE}) == VALUE
+        assert caller.call("echo", [0]) == 0
+        assert caller.call("nothing") is None
+        assert caller.call("nothing", []) is None
+        assert strikes(broker, endpoint) == [0]
+
+
+def test_its_own_errors_pass(working: Library, broker: BrokerProcess, endpoint: str) -> None:
+    url = broker.ws(f"/ws/{endpoint}")
+    with attached(working, url + "?role=worker"), PlainCaller(url) as caller:
+        with pytest.raises(RemoteError) as caught:
+            caller.call("fail")
+        assert caught.value.args == WORKERS[working.name].fault
+        with pytest.raises(RemoteError) as caught:
+            caller.call("no.such.method", [1])
+        assert caught.value.code == -32601
+        assert caught.value.data is None or "outcome" not in caught.value.data, "this error is the library's own"
+        assert caller.call("subtract", [3, 1]) == 2
+
+
+def test_notifications_arrive_and_unknown_ones_harm_nobody(
+    working: Library, broker: BrokerProcess, endpoint: str
+) -> None:
+    url = broker.ws(f"/ws/{endpoint}")
+    with attached(working, url + "?role=worker"), PlainCaller(url) as caller:
+        for method in ("log", "no.such.method"):
+            caller.socket.send(json.dumps({"jsonrpc": "2.0", "method": method, "params": ["one"]}))
+        caller.socket.send(json.dumps({"jsonrpc": "2.0", "method": "log", "params": {"line": "two"}}))
+        until(lambda: len(caller.call("logged")) == 2, "both have come")
+        assert sorted(caller.call("logged")) == ["one", "two"]
+        assert strikes(broker, endpoint) == [0]
+
+
+def test_twenty_in_flight_answered_from_the_last_to_the_first(
+    working: Library, broker: BrokerProcess, endpoint: str
+) -> None:
+    url = broker.ws(f"/ws/{endpoint}")
+    with (
+        attached(working, url + "?role=worker"),
+        PlainCaller(url) as control,
+        dial(url) as socket,
+    ):
+        for key in range(20):
+            request = {"jsonrpc": "2.0", "id": f"call {key}", "method": "hold", "params": {"key": key}}
+            socket.send(json.dumps(request))
+        until(lambda: control.call("held") == 20, "all are in flight")
+        for key in reversed(range(20)):
+            control.call("release", [key])
+            reply = json.loads(socket.recv(PATIENCE_S))
+            assert reply == {"jsonrpc": "2.0", "id": f"call {key}", "result": key}
+
+
+def test_after_a_deadline_and_a_cancelled_call_it_works_on(
+    working: Library, broker: BrokerProcess, endpoint: str
+) -> None:
+    url = broker.ws(f"/ws/{endpoint}")
+    with attached(working, url + "?role=worker"), PlainCaller(url) as caller, dial(url) as socket:
+        with pytest.raises(RemoteError) as caught:
+            caller.call("hold", ["late"], meta={"timeout": 0.1})
+        assert caught.value.code == -32003
+        socket.send(json.dumps({"jsonrpc": "2.0", "id": 7, "method": "hold", "params": ["cancelled"]}))
+        until(lambda: held(caller, working) == 1, "it is in flight")
+        socket.send(json.dumps({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": 7}}))
+        reply = json.loads(socket.recv(PATIENCE_S))
+        assert (reply["id"], reply["error"]["code"], reply["error"]["data"]["cause"]) == (7, -32005, "caller")
+        if WORKERS[working.name].cancels:
+            # the library has answered both with -32800 by now, which nobody waits for any more
+            until(lambda: caller.call("cancelled") == ["late", "cancelled"], "the library has cancelled both")
+        else:
+            caller.call("release", ["late"])  # its reply comes too late
+            caller.call("release", ["cancelled"])
+        assert caller.call("subtract", [3, 1]) == 2
+        assert strikes(broker, endpoint) == [0]
+
+
+def held(caller: PlainCaller, working: Library) -> int:
+    """How many are held beside the one whose deadline has passed."""
+    count: int = caller.call("held")
+    return count if WORKERS[working.name].cancels else count - 1
+
+
+def test_a_library_that_refuses_unknown_members_is_sent_none_unless_it_asks(
+    libraries: Any, broker: BrokerProcess, endpoint: str
+) -> None:
+    working, url = libraries("worker", "jsonrpcserver"), broker.ws(f"/ws/{endpoint}")
+    with attached(working, url + "?role=worker"), PlainCaller(url + "?meta=1&timeout=10") as caller:
+        assert caller.call("subtract", [42, 23], meta={"timeout": 5, "idempotent": True}) == 19
+    with attached(working, url + "?role=worker&meta=1"), PlainCaller(url) as caller:
+        # It answers with `id: null`; as one request alone is in flight there, the error is that one's.
+        with pytest.raises(RemoteError) as caught:
+            caller.call("subtract", [42, 23])
+        assert caught.value.code == -32600
+        assert strikes(broker, endpoint) == [0]
