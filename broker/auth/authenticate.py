@@ -9,6 +9,7 @@ import msgspec
 
 from broker.auth.facts import Refused, RequestFacts
 from broker.auth.guesses import Guesses
+from broker.auth.logins import Logins, cookie_values
 from broker.auth.origins import HostRules
 from broker.auth.tickets import Tickets
 from broker.auth.tokens import TokenStore, digest_of
@@ -107,7 +108,8 @@ class Authenticator:
 
     `rules` judge Host and Origin; `tokens` are the stored ones (None: there are none); `fixed` maps secrets
     known to this process alone (the local token, the admin token) to their principals; `clock` is wall-clock
-    time, for the expiry of what a ticket was issued to.
+    time, for the expiry of what a ticket was issued to; `logins` are the sign-ins of browsers, whose cookie is called
+    `cookie` (None, or no name: no cookie is looked at).
     Raises ValueError if one of these secrets is shorter than 32 characters (an empty one would let anybody in).
     """
 
@@ -120,12 +122,15 @@ class Authenticator:
         guesses: Guesses,
         fixed: Mapping[str, Principal],
         clock: Callable[[], float] = time.time,
+        logins: Logins | None = None,
     ) -> None:
         if any(len(secret) < SECRET_MIN for secret in fixed):
             raise ValueError(f"a token has at least {SECRET_MIN} characters; set auth.admin_token accordingly")
         self.rules = rules
         self.tokens = tokens
         self.tickets = tickets
+        self.logins = logins
+        self.cookie = ""
         self.counters = AuthCounters()
         self._guesses = guesses
         self._fixed = {digest_of(secret): principal for secret, principal in fixed.items()}
@@ -157,6 +162,35 @@ class Authenticator:
         self.counters.admitted += 1
         return principal
 
+    def authenticate_token(self, facts: RequestFacts, token: str) -> Principal:
+        """Who holds a token that came in the body of a request, to sign in with.
+
+        Raises Refused as `authenticate`.
+        """
+        self.check_door(facts)
+        principal = self._bearer(token)
+        if principal is None:
+            raise self._wrong(facts.remote)
+        self.counters.admitted += 1
+        return principal
+
+    def _from_cookie(self, facts: RequestFacts) -> Credential | None:
+        """The session cookie, which browsers send by themselves: only a page of ours may use it.
+
+        `check_door` has compared the Origin already. Browsers send none with a GET of the page's own origin (Fetch
+        standard, section 3.2), so there `Sec-Fetch-Site` has to say so, which no page can forge. SameSite=Strict alone
+        would let pages on other ports of the same host in.
+        """
+        if self.logins is None or not self.cookie:
+            return None
+        value = _only(cookie_values(facts, self.cookie), f"cookie {self.cookie}")
+        if value is None:
+            return None
+        own = facts.method in ("GET", "HEAD") and facts.header("sec-fetch-site") == ("same-origin",)
+        if not (facts.header("origin") or own):
+            raise Refused(403, "a session cookie counts only for pages of the broker: with Origin or Sec-Fetch-Site")
+        return Credential("cookie", value)
+
     def _count_door(self, status: int) -> None:
         self.counters.malformed += status == 400
         self.counters.misdirected += status == 421
@@ -164,29 +198,37 @@ class Authenticator:
 
     def _credential(self, facts: RequestFacts) -> Credential:
         try:
-            for reader in READERS:
+            for reader in (*READERS, self._from_cookie):
                 credential = reader(facts)
                 if credential is not None:
                     return credential
-        except Refused:
-            self.counters.malformed += 1
+        except Refused as refused:
+            self._count_door(refused.status)
             raise
         self.counters.missing += 1
         raise Refused(401, "a credential is required", (_CHALLENGE,))
 
     def _principal(self, credential: Credential) -> Principal | None:
         secret = credential.secret or ""  # the empty one is nobody's, and costs as much
-        if credential.place == "ticket":
+        if credential.place == "token":
+            return self._bearer(secret)
+        if credential.place == "cookie" and self.logins is not None:
+            principal = self.logins.find(secret)
+        else:
             principal = self.tickets.redeem(secret)
-            return principal if principal is not None and self._still_holds(principal) else None
+        return principal if principal is not None and self._still_holds(principal) else None
+
+    def _bearer(self, secret: str) -> Principal | None:
         digest = digest_of(secret)
         stored = self.tokens.lookup(digest) if self.tokens is not None else None
         # As with stored tokens, a dict keyed by digests tells nothing about the secrets.
         return self._fixed.get(digest, stored)
 
     def _still_holds(self, principal: Principal) -> bool:
-        """Whether what a ticket was issued to has neither expired nor been revoked since."""
+        """Whether what a ticket was issued to, or somebody signed in with, has neither expired nor ended since."""
         if principal.expires_at is not None and self._clock() >= principal.expires_at:
+            return False
+        if principal.login_id and not (self.logins is not None and self.logins.is_open(principal.login_id)):
             return False
         return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
 

@@ -28,7 +28,7 @@ def encode_params(method: str, params: Any) -> tuple[bytes, list[bytes | memoryv
     if not isinstance(params, (dict, list, tuple)):
         split_method(method)
         kind = type(params).__name__
-        raise TypeError(f"{method}: params is a {kind}; give a dict (by name) or a list (by position)")
+        raise TypeError(f"{method}: params is of type {kind}; give a dict (by name) or a list (by position)")
     try:
         return encode(params)
     except ValueUnfit as error:

@@ -82,7 +82,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Tokens, tickets and how often somebody may guess."""
+    """Tokens, tickets, sign-ins and how often somebody may guess."""
 
     tokens_file: Annotated[
         str,
@@ -99,6 +99,9 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ticket_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds within which a browser's one-time ticket must be used.")
     ] = 30
+    session_s: Annotated[
+        float, Meta(gt=0, le=366 * DAY_S, description="Seconds for which signing in to a web page is good.")
+    ] = 12 * 3600
     guesses_per_minute: Annotated[
         int, Meta(ge=1, le=100_000, description="Wrong credentials that one address may send in a minute.")
     ] = 30

@@ -33,7 +33,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Somebody who proved who they are.
 
     `expires_at` is wall-clock time in Unix seconds, None for never. `kind` says how they proved it
-    (`token`, `ticket`, `admin`, `local`, `host`), `token_id` by which stored token, if by one.
+    (`token`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token, if by one, `login_id` by
+    which sign-in of a browser, if by one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Principal(msgspec.Struct, frozen=True):
     expires_at: float | None = None
     kind: str = "token"
     token_id: str = ""
+    login_id: str = ""
 
 
 def is_name(text: str) -> bool:

@@ -38,8 +38,9 @@ class Counters:
         self.attached = 0
         self.detached = 0
 
-    def took(self, elapsed_s: float) -> None:
-        """One request ended after this long."""
+    def end(self, outcome: str, elapsed_s: float) -> None:
+        """One request that stood in the tables ended after this long."""
+        self.ended[outcome] += 1
         self.latency_sum_s += elapsed_s
         bucket = int(elapsed_s * 1e6).bit_length()
         self.latency[bucket if bucket < LATENCY_BUCKETS else LATENCY_BUCKETS - 1] += 1

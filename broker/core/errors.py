@@ -99,7 +99,7 @@ KINDS = (
 )  # fmt: skip
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True):
     """How one request ended. Times in milliseconds; `dispatched` says whether a worker was ever given it."""
 
     kind: Kind

@@ -56,6 +56,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: float = 0.0
     expires_at: float | None = None
     token_id: str = ""
+    login_id: str = ""
     remote: str = ""
     dialect: str = ""
     info: Body = EMPTY

@@ -28,7 +28,7 @@ class Session:
 
     __slots__ = (
         "attached_at", "attempts", "capacity", "congested", "dialect", "draining", "endpoint", "expires_at",
-        "expiry_slot", "grace_s", "grants", "id", "info", "kept", "link", "listen", "nameless_replies", "principal",
+        "expiry_slot", "grace_s", "grants", "id", "info", "kept", "link", "listen", "login_id", "nameless_replies", "principal",
         "registrations",
         "remote", "requests", "role", "roles", "secret", "strikes", "subscriptions", "token_id",
     )  # fmt: skip
@@ -46,6 +46,7 @@ class Session:
         self.expires_at = event.expires_at
         self.expiry_slot: dict[Session, None] | None = None
         self.token_id = event.token_id
+        self.login_id = event.login_id
         self.remote = event.remote
         self.dialect = event.dialect
         self.info = event.info

@@ -63,11 +63,14 @@ class Receiver(Protocol):
 class Nobody:
     """Takes nothing: stands in until `Link.start` and after the end, and for links that are turned away."""
 
-    def message(self, payload: bytes, binary: bool) -> None: ...
+    def message(self, payload: bytes, binary: bool) -> None:
+        """Drop it."""
 
-    def congested(self, congested: bool) -> None: ...
+    def congested(self, congested: bool) -> None:
+        """Do nothing."""
 
-    def closed(self, code: int, reason: str) -> None: ...
+    def closed(self, code: int, reason: str) -> None:
+        """Do nothing."""
 
 
 _NOBODY = Nobody()
@@ -221,6 +224,10 @@ class Link:
         self._receiver = receiver
         self._loop.call_soon(self._begin)
 
+    def open_with(self, response: bytes) -> None:
+        """Queue what comes before all frames: the server's part of the handshake."""
+        self._push(response)
+
     def send(self, payload: bytes, binary: bool = False) -> None:
         """Queue one whole message; text must be UTF-8. Joined with others of this loop turn."""
         opcode = BINARY if binary else TEXT
@@ -270,8 +277,8 @@ class Link:
             self.paused = False
             if self._holding:
                 self._loop.call_soon(self._continue)
-            elif self._started and self._state != GONE:
-                self._resume_transport()
+            elif self._begun:
+                self._loop.call_soon(self._read_on)
 
     def close(self, code: int, reason: str = "") -> None:
         """Write what is queued, then a close frame, and wait at most `close_timeout_s` for the answer.
@@ -434,14 +441,23 @@ class Link:
     # ── the frame loop ──
 
     def _begin(self) -> None:
-        """First turn after `start`: what came early, then the transport."""
+        """First turn after `start`."""
         self._begun = True
-        early, self._early = self._early, b""
-        if early and self._state != GONE:
-            self._feed(early)
-        if self._ended_early or self._state == GONE:
+        if self._state == GONE:
             self._end()
-        elif not self._holding and not self.paused:
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Hear what waits here, then what the transport brings; if that is gone already, it was all."""
+        while self._early and not self._holding and not self.paused:
+            early, self._early = self._early, b""
+            self._feed(early)
+        if self._holding or self._early or self._state == GONE:
+            return
+        if self._ended_early:
+            self._end()
+        elif not self.paused:
             self._resume_transport()
 
     def _feed(self, data: bytes) -> None:
@@ -483,8 +499,7 @@ class Link:
             return
         self._holding = False
         self._feed(b"")
-        if not self._holding and not self.paused:
-            self._resume_transport()
+        self._read_on()
 
     def _pinged(self, payload: bytes) -> None:
         second = int(self._loop.time())
@@ -554,10 +569,10 @@ class Link:
 
     def _lost(self) -> None:
         """The transport is gone, however it came to it."""
-        if self._begun or self._state != OPEN:
-            self._end()
-        else:
+        if self._state == OPEN and (self._holding or self._early or not self._begun):
             self._ended_early = True  # what came before is still to be heard
+        else:
+            self._end()
 
     def _end(self) -> None:
         if self._state != GONE:

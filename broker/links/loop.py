@@ -10,7 +10,9 @@ from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
 from broker.wire.frames import Unmask, xor_mask
 
-RECEIVE_BYTES = 256 << 10
+# Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
+# a 16 MiB echo costs 15 ms of CPU with 64 KiB and 33 ms with 256 KiB.
+RECEIVE_BYTES = 64 << 10
 
 
 def fastest_unmask() -> Unmask:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, cast
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from broker.links.limits import LinkLimits
-from broker.links.link import GONE, Link
+from broker.links.link import GONE, OPEN, Link
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
 
 _READ_BYTES = 262_144
 _READS_PER_TURN = 4
+_LEFT_OVER_BYTES = 1 << 30
 _WRITE_BYTES = 65_536
 
 
@@ -57,9 +58,6 @@ class StreamLink(Link):
         pass  # no further read is begun; what an outstanding one brings is kept in `_early`
 
     def _resume_transport(self) -> None:
-        if self._early and self._may_read():
-            early, self._early = self._early, b""
-            self._feed(early)
         self._read()
 
     def _may_read(self) -> bool:
@@ -126,6 +124,21 @@ class StreamLink(Link):
             self._writer.mark(self)
 
     # ── the end ──
+
+    def _lost(self) -> None:
+        if self._state == OPEN:
+            self._early += self._left_over()
+        super()._lost()
+        if self._ended_early and self._begun:
+            self._read_on()
+
+    def _left_over(self) -> bytes:
+        """Return what tornado read ahead of us to see whether the peer is still there."""
+        try:
+            future = cast("asyncio.Future[bytes]", self._stream.read_bytes(_LEFT_OVER_BYTES, partial=True))
+        except StreamClosedError:
+            return b""
+        return future.result()
 
     def _finish_writing(self) -> None:
         if self._finished:

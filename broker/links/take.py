@@ -26,19 +26,20 @@ async def take(
     limits: LinkLimits | None = None,
     keep_stream: bool = False,
 ) -> Link:
-    """Write ``response`` (the 101) and return the link that owns the connection from then on.
+    """Return the link that owns the connection from now on; the first thing it writes is ``response`` (the 101).
 
-    ``stream`` comes from ``RequestHandler.detach()``, called before any reply was written. The receiver given to
-    `Link.start` hears all that the client sent after its request. The socket is taken out of the stream unless
-    it is under TLS or ``keep_stream`` is set. ``subprotocol`` is noted on the link; ``limits`` replaces those
-    of ``links``.
+    That is written in the next loop turn at the earliest: what the caller does before it awaits again has happened
+    when the peer learns that it is connected. ``stream`` comes from ``RequestHandler.detach()``, called before any
+    reply was written. The receiver given to `Link.start` hears all that the client sent after its request. The socket
+    is taken out of the stream unless it is under TLS or ``keep_stream`` is set. ``subprotocol`` is noted on the link;
+    ``limits`` replaces those of ``links``.
 
-    Raises ConnectionError when the peer is gone, TimeoutError when it does not take the 101 within
+    Raises ConnectionError when the peer is gone, TimeoutError when it does not take an earlier reply within
     `close_timeout_s`, OSError when the process has no file descriptor left; the stream is closed then.
     """
     try:
         stream.set_nodelay(True)
-        written = stream.write(response)
+        written = stream.write(b"")
         if not written.done():  # an earlier reply on this connection was not read yet
             await asyncio.wait_for(written, links.limits.close_timeout_s)
         early, reading = _read_out(stream)
@@ -46,6 +47,7 @@ async def take(
         if keep_stream or isinstance(stream, SSLIOStream):
             link: Link = StreamLink(links, stream, remote=remote, early=early, limits=limits)
             link.subprotocol = subprotocol
+            link.open_with(response)
             if reading is not None:
                 cast("StreamLink", link).adopt(reading)
             return link
@@ -64,6 +66,7 @@ async def take(
     except BaseException:
         taken.close()
         raise
+    link.open_with(response)
     return link
 
 

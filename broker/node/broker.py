@@ -21,6 +21,7 @@ from broker.auth.authenticate import Authenticator
 from broker.auth.door import Door, Gate
 from broker.auth.facts import Refused
 from broker.auth.guesses import Guesses
+from broker.auth.logins import Logins, cookie_name
 from broker.auth.origins import HostRules
 from broker.auth.proxies import TrustedProxies
 from broker.auth.tickets import Tickets
@@ -35,6 +36,7 @@ from broker.engine.engine import Engine
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
 from broker.node.settings import accept_limits, core_limits, endpoint_limits, link_limits
+from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
 from broker.transports.http.tickets import TicketHandler
 from broker.transports.websocket.handler import WebSocketHandler
 
@@ -101,13 +103,16 @@ class Broker:
         self.links = LoopLinks(link_limits(self.config))
         auth = self.config.auth
         self.tickets = Tickets(time.monotonic, live_s=auth.ticket_s)
+        self.logins = Logins(time.time, live_s=auth.session_s)
         self.authenticator = Authenticator(
             self._host_rules(self.config),
             tokens=self._tokens,
             tickets=self.tickets,
             guesses=Guesses(time.monotonic, per_minute=auth.guesses_per_minute),
             fixed=self._fixed,
+            logins=self.logins,
         )
+        self.authenticator.cookie = cookie_name(self.config.server.port)
         self.gate = Gate(self.authenticator, TrustedProxies(self.config.server.trusted_proxies))
         self._repeat("lag", LAG_SAMPLE_S, self._sample_lag)
         if self._tokens is not None:
@@ -123,12 +128,13 @@ class Broker:
         sockets = bind_sockets(server.port, server.host, reuse_port=False)
         self.port = sockets[0].getsockname()[1]
         self.authenticator.rules = self._host_rules(self.config)
+        self.authenticator.cookie = cookie_name(self.port)
         self._server = HTTPServer(
             Application(self.routes(), default_handler_class=NotFoundHandler, default_handler_args={"gate": self.gate}),
             idle_connection_timeout=limits.header_timeout_s,
             body_timeout=limits.body_timeout_s,
             max_header_size=limits.unauthenticated_max_bytes,
-            max_body_size=limits.message_max_bytes,
+            max_body_size=limits.unauthenticated_max_bytes,  # no route takes more; one that does raises it itself
             max_buffer_size=limits.message_max_bytes + limits.unauthenticated_max_bytes,
         )
         self._acceptor = Acceptor(self._server, limits=accept_limits(self.config), ssl_context=context)
@@ -154,11 +160,15 @@ class Broker:
             "sessions_max": self.config.limits.sessions_max,
             "batch_max": self.config.limits.batch_max,
         }
+        login = gate | {"engine": self.engine, "logins": self.logins}
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [
             URLSpec(rf"{prefix}/ws", WebSocketHandler, websocket),
             URLSpec(rf"{prefix}/ws/([^/]+)", WebSocketHandler, websocket),
             URLSpec(rf"{prefix}/ticket", TicketHandler, gate | {"tickets": self.tickets}),
+            URLSpec(rf"{prefix}/login", LoginHandler, login),
+            URLSpec(rf"{prefix}/logout", LogoutHandler, login),
+            URLSpec(rf"{prefix}/whoami", WhoAmIHandler, gate),
             URLSpec(rf"{prefix}/livez", LiveHandler, gate),
             URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),
             URLSpec(rf"{prefix}/metrics", MetricsHandler, gate | {"sources": sources}),
@@ -260,6 +270,7 @@ class Broker:
         assert self._tokens is not None
         gone = self._tokens.refresh()
         if gone:
+            self.logins.close_all_of(gone)
             for session in list(self.router.sessions.by_id.values()):
                 if session.token_id in gone and session.link is not None:
                     session.link.close(UNAUTHORISED.code, "the token was revoked")

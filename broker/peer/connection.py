@@ -6,6 +6,8 @@ import asyncio
 import concurrent.futures
 import json
 import logging
+import os
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -344,7 +346,7 @@ class Connection:
         except ssl.SSLError as error:
             raise _cannot(self.url, f"TLS failed: {error.reason or error}; is it a TLS port?") from None
         except OSError as error:
-            raise _cannot(self.url, error.strerror or str(error)) from None
+            raise _cannot(self.url, _why(error)) from None
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
         self._link = link
@@ -411,6 +413,13 @@ def websocket_url(url: str) -> str:
         raise ValueError("the URL of a broker holds neither a query nor a user name; give the token apart from it")
     path = parts.path.rstrip("/").removesuffix("/ws") + "/ws"
     return urlunsplit((schemes[parts.scheme], parts.netloc, path, "binary=1&meta=1", ""))
+
+
+def _why(error: OSError) -> str:
+    """What the system says, without the addresses that asyncio adds."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 def _cannot(url: str, reason: str) -> CannotConnect:

@@ -55,8 +55,8 @@ class BrokerError(Exception):
 
     def __str__(self) -> str:
         """Which request, how it ended, why, how far it came, what to do."""
-        text = f"{self.name}: " if self.name else ""
-        text += f"{self.outcome}: {self.detail}" if self.detail else self.outcome
+        text = f"{self.name}: {self.outcome}: {self.detail}" if self.name else self.detail
+        text = text.removesuffix(": ") or self.outcome
         facts = []
         if self.worker:
             facts.append(f"worker {self.worker}")
@@ -77,8 +77,10 @@ class RemoteError(BrokerError):
     def __init__(self, detail: str = "", **facts: Any) -> None:
         super().__init__(detail, **facts)
         data = self.data if isinstance(self.data, dict) else {}
-        kind = data.get("type")
-        self.type: str = kind if isinstance(kind, str) else ""
+        self.type: str = _text(data, "type")
+        if self.code in (-32601, -32602):
+            self.detail = f"{detail}: {_text(data, 'detail')}" if _text(data, "detail") else detail
+            self.advice = ""
 
     def __str__(self) -> str:
         """As ever, with the remote exception's name, or the code, before its message."""

@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -31,7 +31,8 @@ class ValueUnfit(ValueError):
     """A value that cannot travel, or that came damaged; the text says which and what would do."""
 
 
-class Array(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Array:
     """A numpy array where numpy is not installed: its dtype as numpy writes it, its shape, its bytes in C order."""
 
     dtype: str

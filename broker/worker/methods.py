@@ -19,18 +19,22 @@ Function = Callable[..., Any]
 
 
 class Method(msgspec.Struct, frozen=True):
-    """One function under its name. `is_async`: calling it gives something to be awaited."""
+    """One function under its name. `is_async`: calling it gives something to be awaited.
+
+    With `whole` it is called with the method's name and the parameters as they came.
+    """
 
     name: str
     function: Function
     is_async: bool
+    whole: bool = False
 
 
 def make_method(function: Function, name: str | None = None) -> Method:
     """A function as a method. Raises TypeError for what is none, ValueError for a name that is none."""
     if not callable(function):
         raise TypeError(f"{function!r:.80} cannot be called, so it cannot be served")
-    name = name or getattr(function, "__name__", "")
+    name = str(name or getattr(function, "__name__", ""))
     if not is_name(name) or name.startswith("broker."):
         raise ValueError(f"{name!r} is no name of a method; names are 1 to 128 of A-Z a-z 0-9 _ . -")
     call = getattr(type(function), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function

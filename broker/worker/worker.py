@@ -21,7 +21,7 @@ from broker.peer.connection import Connection
 from broker.peer.errors import BrokerError, ConnectionLost
 from broker.peer.session import Asked, Heard, Options
 from broker.peer.values import ValueUnfit, decode, encode
-from broker.worker.faults import BAD_PARAMS, Failure, failure_of
+from broker.worker.faults import BAD_PARAMS, Failure, Fault, failure_of
 from broker.worker.methods import Function, Method, describe, make_method, no_method, public_methods, wrong_params
 from broker.worker.pool import Pool
 from broker.worker.requests import Request, enter
@@ -94,6 +94,7 @@ class Worker:
         self._pool: Pool | None = None
         self._answers: deque[tuple[Request, Answer]] = deque()
         self._woken = False
+        self._stopping = False
         self._thread = 0
 
     # ------------------------------------------------------------ what it serves
@@ -132,7 +133,7 @@ class Worker:
         return self
 
     def add_fallback(self, function: Callable[[str, Any], Any]) -> None:
-        """Serve every other method by `function(method, params)`."""
+        """Serve every other method by `function(method, params)`; params as they came, None for none."""
         self._fallback = function
 
     # ------------------------------------------------------------ life
@@ -193,10 +194,11 @@ class Worker:
         connection = self._connection
         if connection is None:
             return
+        self._stopping = True
         if not now:
             await self._drain(connection)
         for request in list(self._running):
-            request.cancel()
+            self._cancel(request)
         tasks = [request.task for request in self._running if request.task is not None]
         await connection.close()
         if tasks:
@@ -302,6 +304,7 @@ class Worker:
         method = self.methods.get(asked.method)
         if asked.endpoint != self.endpoint or (method is None and self._fallback is None):
             self._answer(request, no_method(asked.method, list(self.methods)))
+            self._flush()
             return
         self._running[request] = None
         if asked.id is not None:
@@ -316,22 +319,20 @@ class Worker:
             self._pool.put(lambda: self._answer_in_thread(request, method))
 
     def _method_for(self, name: str) -> Method:
-        fallback = self._fallback
-        assert fallback is not None
-        method = make_method(fallback, "fallback")
-        if method.is_async:
-
-            async def answer(*arguments: Any, **named: Any) -> Any:
-                return await fallback(name, named or list(arguments))
-
-            return Method(name, answer, True)
-        return Method(name, lambda *arguments, **named: fallback(name, named or list(arguments)), False)
+        assert self._fallback is not None
+        method = make_method(self._fallback, "fallback")
+        return Method(name, method.function, method.is_async, whole=True)
 
     def cancel_asked(self, number: int | str) -> None:
         """Nobody waits for that answer any more."""
         request = self._by_id.get(number)
         if request is not None:
-            request.cancel()
+            self._cancel(request)
+
+    def _cancel(self, request: Request) -> None:
+        request.cancel()
+        if request.task is not None:  # a task that was never begun does not settle by itself
+            request.task.add_done_callback(lambda _: self._settle(request))
 
     def heard(self, broadcast: Heard) -> None:
         """A worker listens to nothing."""
@@ -340,8 +341,8 @@ class Worker:
         """Lost, or back: what is served is said again by the session."""
         if up:
             log.info("connected to %s", self._connection.url if self._connection else "")
-        elif why and not (self._ended.done()):
-            log.warning("%s", why)
+        elif not self._stopping:
+            log.warning("%s; coming back", why)
 
     def gave_up(self, error: BrokerError) -> None:
         """There will be no connection any more, or the broker does not let it serve again."""
@@ -355,8 +356,7 @@ class Worker:
         enter(request)
         answer: Answer
         try:
-            arguments, named = _arguments(request.asked)
-            answer = encode(await _call(method, arguments, named))
+            answer = encode(await _call(method, request.asked))
         except asyncio.CancelledError as error:
             if request.cancelled:
                 self._settle(request)
@@ -368,8 +368,7 @@ class Worker:
             answer = self._failure(request, error)
         self._settle(request)
         self._answer(request, answer)
-        if self._connection is not None:
-            self._connection.flush()
+        self._flush()
 
     def _answer_in_thread(self, request: Request, method: Method) -> None:
         answer: Answer
@@ -378,8 +377,7 @@ class Worker:
         else:
             enter(request)
             try:
-                arguments, named = _arguments(request.asked)
-                answer = encode(_call(method, arguments, named))
+                answer = encode(_call(method, request.asked))
             except _Unfit as unfit:
                 answer = unfit.failure
             except BaseException as error:  # the worker outlives whatever a function does, sys.exit too
@@ -399,8 +397,7 @@ class Worker:
             request, answer = answers.popleft()
             self._settle(request)
             self._answer(request, answer)
-        if self._connection is not None:
-            self._connection.flush()
+        self._flush()
 
     def _settle(self, request: Request) -> None:
         self._running.pop(request, None)
@@ -417,11 +414,16 @@ class Worker:
         else:
             session.answer(number, *answer)
 
+    def _flush(self) -> None:
+        if self._connection is not None:
+            self._connection.flush()
+
     def _failure(self, request: Request, error: BaseException) -> Failure:
         failure = failure_of(error)
         if not request.cancelled:
             name = f"{request.endpoint}/{request.method}"
-            log.warning("%s failed: %s: %s", name, type(error).__name__, failure.message, exc_info=error)
+            plain = isinstance(error, (Fault, ValueUnfit, SystemExit))  # what they say is all there is to know
+            log.warning("%s failed: %s", name, failure.message, exc_info=None if plain else error)
         return failure
 
 
@@ -433,7 +435,23 @@ class _Unfit(Exception):
         self.failure = failure
 
 
-def _call(method: Method, arguments: list[Any], named: dict[str, Any]) -> Any:
+def _call(method: Method, asked: Asked) -> Any:
+    """Call the function. Raises _Unfit if it cannot be called like this, else what it raises."""
+    try:
+        params = decode(asked.params, asked.attachments)
+    except ValueUnfit as error:
+        raise _Unfit(Failure(BAD_PARAMS, "Invalid params", {"detail": str(error)})) from None
+    arguments: list[Any] = []
+    named: dict[str, Any] = {}
+    if method.whole:
+        arguments = [method.name, params]
+    elif isinstance(params, dict):
+        named = params
+    elif isinstance(params, list):
+        arguments = params
+    elif params is not None:
+        detail = f"params is {params!r:.40}; give an object (by name) or an array (by position)"
+        raise _Unfit(Failure(BAD_PARAMS, "Invalid params", {"detail": detail}))
     try:
         return method.function(*arguments, **named)
     except TypeError as error:
@@ -441,22 +459,6 @@ def _call(method: Method, arguments: list[Any], named: dict[str, Any]) -> Any:
         if failure is None:
             raise
         raise _Unfit(failure) from None
-
-
-def _arguments(asked: Asked) -> tuple[list[Any], dict[str, Any]]:
-    """The parameters by position and by name. Raises _Unfit."""
-    try:
-        params = decode(asked.params, asked.attachments)
-    except ValueUnfit as error:
-        raise _Unfit(Failure(BAD_PARAMS, "Invalid params", {"detail": str(error)})) from None
-    if isinstance(params, dict):
-        return [], params
-    if isinstance(params, list):
-        return params, {}
-    if params is None:
-        return [], {}
-    detail = f"params is {params!r:.40}; give an object (by name) or an array (by position)"
-    raise _Unfit(Failure(BAD_PARAMS, "Invalid params", {"detail": detail}))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -50,6 +50,7 @@ class Story:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = _free_port()
+        self.patience_s = PATIENCE_S
         self._background: list[subprocess.Popen[str]] = []
         runtime = folder / "runtime"
         runtime.mkdir(mode=0o700)
@@ -106,10 +107,10 @@ class Story:
                 start_new_session=True,
             )
         self._background.append(process)
-        ends_at = time.monotonic() + PATIENCE_S
+        ends_at = time.monotonic() + self.patience_s
         while block.options["until"] not in log.read_text():
             if process.poll() is not None or time.monotonic() > ends_at:
-                state = "ended" if process.poll() is not None else f"ran {PATIENCE_S:g} s"
+                state = "ended" if process.poll() is not None else f"ran {self.patience_s:g} s"
                 raise Wrong(f"{block.place}: it {state} without {block.options['until']!r}:\n{log.read_text()}")
             time.sleep(0.02)
 
@@ -191,11 +192,11 @@ class Story:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=PATIENCE_S,
+                timeout=self.patience_s,
                 check=False,
             )
         except subprocess.TimeoutExpired as expired:
-            raise Wrong(f"{command[-1]}\ndid not end within {PATIENCE_S:g} s: {expired.output}") from None
+            raise Wrong(f"{command[-1]}\ndid not end within {self.patience_s:g} s: {expired.output}") from None
 
 
 def _check_brackets(block: Block, text: str) -> None:

@@ -61,6 +61,7 @@ def test_the_two_commands_work_in_a_fresh_copy(tmp_path: Path) -> None:
     (tmp_path / "story").mkdir()
     story = Story(tmp_path / "story")
     story.folder = copy
+    story.patience_s = 120.0  # pip is at work
     story.environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     story.environment |= {"PIP_NO_DEPS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     story.environment["PATH"] = story.environment["PATH"].partition(":")[2]

@@ -186,8 +186,10 @@ def attached(library: Library, url: str) -> Iterator[None]:
 
 
 def dial(url: str) -> ClientConnection:
-    """A bare socket."""
-    return connect(url, additional_headers={"Authorization": f"Bearer {TOKEN}"}, max_size=None, compression=None)
+    """A bare socket, which its user closes."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    # entered here, since newer versions of the library warn of a connection that is not
+    return connect(url, additional_headers=headers, max_size=None, compression=None).__enter__()
 
 
 class PlainCaller:

@@ -66,7 +66,7 @@ class FramesOut:
 def open_endpoint(url: str, token: str, dispatcher: Any) -> tuple[ClientConnection, Endpoint]:
     """A connected Endpoint whose messages are read in a thread of their own."""
     headers = {"Authorization": f"Bearer {token}"}
-    socket = connect(url, additional_headers=headers, max_size=None, compression=None)
+    socket = connect(url, additional_headers=headers, max_size=None, compression=None).__enter__()
     endpoint = Endpoint(dispatcher, JsonRpcStreamWriter(FramesOut(socket)).write)
 
     def consume(message: Any) -> None:

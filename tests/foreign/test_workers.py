@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
 
 from tests.foreign.harness import (
     PATIENCE_S,
+    TOKEN,
     BrokerProcess,
     Library,
     PlainCaller,
@@ -32,6 +34,22 @@ def strikes(broker: BrokerProcess, endpoint: str) -> list[int]:
 def peers_of(listing: Any) -> list[dict[str, Any]]:
     peers: list[dict[str, Any]] = listing["peers"] if isinstance(listing, dict) else listing
     return peers
+
+
+def test_a_worker_is_found_as_soon_as_it_is_connected(broker: BrokerProcess, endpoint: str) -> None:
+    host, port = broker.url.removeprefix("http://").split(":")
+    with PlainCaller(broker.ws("/ws")) as caller:
+        for n in range(100):
+            with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as worker:
+                worker.sendall(
+                    f"GET /ws/{endpoint}-{n}?role=worker HTTP/1.1\r\nHost: {host}:{port}\r\n"
+                    f"Authorization: Bearer {TOKEN}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+                )
+                assert worker.recv(4096).startswith(b"HTTP/1.1 101 ")
+                # A call would end here as `no_endpoint` if the worker were attached only after its handshake.
+                listed = caller.call("broker.endpoints", {"endpoint": f"{endpoint}-{n}"})
+                assert [entry["workers"] for entry in listed["endpoints"]] == [1]
 
 
 def test_calls_are_answered(working: Library, broker: BrokerProcess, endpoint: str) -> None:
@@ -80,15 +98,15 @@ def test_twenty_in_flight_answered_from_the_last_to_the_first(
     with (
         attached(working, url + "?role=worker"),
         PlainCaller(url) as control,
-        dial(url) as socket,
+        dial(url) as bare,
     ):
         for key in range(20):
             request = {"jsonrpc": "2.0", "id": f"call {key}", "method": "hold", "params": {"key": key}}
-            socket.send(json.dumps(request))
+            bare.send(json.dumps(request))
         until(lambda: control.call("held") == 20, "all are in flight")
         for key in reversed(range(20)):
             control.call("release", [key])
-            reply = json.loads(socket.recv(PATIENCE_S))
+            reply = json.loads(bare.recv(PATIENCE_S))
             assert reply == {"jsonrpc": "2.0", "id": f"call {key}", "result": key}
 
 
@@ -96,14 +114,14 @@ def test_after_a_deadline_and_a_cancelled_call_it_works_on(
     working: Library, broker: BrokerProcess, endpoint: str
 ) -> None:
     url = broker.ws(f"/ws/{endpoint}")
-    with attached(working, url + "?role=worker"), PlainCaller(url) as caller, dial(url) as socket:
+    with attached(working, url + "?role=worker"), PlainCaller(url) as caller, dial(url) as bare:
         with pytest.raises(RemoteError) as caught:
             caller.call("hold", ["late"], meta={"timeout": 0.1})
         assert caught.value.code == -32003
-        socket.send(json.dumps({"jsonrpc": "2.0", "id": 7, "method": "hold", "params": ["cancelled"]}))
+        bare.send(json.dumps({"jsonrpc": "2.0", "id": 7, "method": "hold", "params": ["cancelled"]}))
         until(lambda: held(caller, working) == 1, "it is in flight")
-        socket.send(json.dumps({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": 7}}))
-        reply = json.loads(socket.recv(PATIENCE_S))
+        bare.send(json.dumps({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": 7}}))
+        reply = json.loads(bare.recv(PATIENCE_S))
         assert (reply["id"], reply["error"]["code"], reply["error"]["data"]["cause"]) == (7, -32005, "caller")
         if WORKERS[working.name].cancels:
             # the library has answered both with -32800 by now, which nobody waits for any more

@@ -52,7 +52,9 @@ class Service:
         return len(self._held)
 
     def release(self, key: Any) -> None:
-        self._held.pop(key).set_result(key)
+        held = self._held.pop(key)
+        if not held.cancelled():  # python-lsp-jsonrpc cancels the future
+            held.set_result(key)
 
 
 def asynchronous(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

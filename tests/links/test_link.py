@@ -9,6 +9,7 @@ import pytest
 
 from broker.links.connect import connect
 from broker.links.limits import LinkLimits
+from broker.links.take import take
 from broker.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, text_frame
 from tests.links.harness import ENDS, Echoing, RawClient, Recorder, frame, opening, raw_client, run, serving, until
 
@@ -517,13 +518,13 @@ def test_what_came_before_the_start_is_heard_though_the_peer_has_left(kind: str,
         async with serving(kind, start=False) as server:
             async with raw_client(server) as client:
                 peer = await server.peer()
-                client.writer.write(frame(TEXT, b"last words") + frame(CLOSE, b"\x03\xe8"))
+                client.writer.write(frame(TEXT, b"last words") * 2000 + frame(CLOSE, b"\x03\xe8"))
                 await client.writer.drain()
             for _ in range(20):
                 await asyncio.sleep(0.002)
             peer.link.start(peer)
             await until(lambda: bool(peer.closings), "told")
-            assert peer.messages == [(b"last words", False)]
+            assert peer.messages == [(b"last words", False)] * 2000
             assert peer.closings == [(1000, "")]
 
     run(main, loop)
@@ -543,3 +544,53 @@ def test_a_link_that_is_never_started_can_be_aborted(kind: str, loop: str) -> No
             await until(lambda: bool(peer.closings), "told")
 
     run(main, loop)
+
+
+@both
+def test_taking_a_connection_whose_peer_has_left_is_an_error_and_leaves_nothing(kind: str, loop: str) -> None:
+    async def main() -> None:
+        async with serving(kind) as server:
+            _, ours = await asyncio.open_connection("127.0.0.1", server.port)
+            await until(lambda: server.acceptor.counters.accepted == 1, "accepted")
+            stream = next(iter(server.acceptor._waiting))
+            ours.close()
+            stream.close()
+            with pytest.raises(ConnectionError):
+                await take(stream, b"HTTP/1.1 101 X\r\n\r\n", server.links)
+            assert server.links.links == []
+
+    run(main, loop)
+
+
+def test_a_turn_is_bounded_and_splits_only_large_frames() -> None:
+    async def main() -> None:
+        async with serving(limits=LinkLimits(write_turn_bytes=65_536)) as server, raw_client(server) as client:
+            peer = await server.peer()
+            link = peer.link
+            sizes: list[int] = []
+            hand = link._hand
+
+            def watched(data: bytes | memoryview) -> None:
+                sizes.append(len(data))
+                hand(data)
+
+            class Watched(type(link)):  # type: ignore[misc]
+                __slots__ = ()
+
+                def _hand(self, data: bytes | memoryview) -> None:
+                    watched(data)
+
+            link.__class__ = Watched
+            for _ in range(20):
+                link.send(b"s" * 10_000)
+            link.send(b"l" * 500_000)
+            link.send(b"end")
+            for _ in range(20):
+                assert await client.frame() == (TEXT, b"s" * 10_000)
+            assert await client.frame() == (TEXT, b"l" * 500_000)
+            assert await client.frame() == (TEXT, b"end")
+            assert max(sizes) <= 65_536
+            assert sizes[:3] == [60_024, 60_024, 60_024]
+            link.__class__ = Watched.__mro__[1]
+
+    run(main)

@@ -41,8 +41,8 @@ class WebSocketHandler(Door):
         response = switching_protocols(upgrade.key, choose_subprotocol(upgrade.subprotocols))
         try:
             link = await take(stream, response, self.links)
-        except (ConnectionError, TimeoutError):
-            return  # gone before it was attached: nothing to tell anybody
+        except OSError:
+            return  # gone before it was attached, or no file descriptor was left: the stream is closed already
         if self.engine.router.draining:
             self._turn_away(link, DRAINED, "the broker is shutting down")
         else:
@@ -108,6 +108,7 @@ class WebSocketHandler(Door):
             capacity=attachment.capacity,
             expires_at=expires_at,
             token_id=principal.token_id,
+            login_id=principal.login_id,
             remote=link.remote,
             dialect="jsonrpc",
         )

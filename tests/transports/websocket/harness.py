@@ -196,7 +196,7 @@ class World:
         given = dict(headers or {})
         if secret is not None:
             given["Authorization"] = f"Bearer {secret}"
-        body = b"" if method == "POST" else None
+        body = b"" if method in {"POST", "PUT", "PATCH"} else None
         client = AsyncHTTPClient(force_instance=True)
         try:
             return await client.fetch(

@@ -241,8 +241,8 @@ def test_a_closed_endpoint_tells_its_reason_and_ends() -> None:
             for role in ("caller", "worker", "listener"):
                 began = time.monotonic()
                 peer = await world.peer(f"/ws/old?role={role}")
-                await peer.send({"jsonrpc": "2.0", "id": 1, "method": "m"})
                 with pytest.raises(ConnectionClosed) as caught:
+                    await peer.send({"jsonrpc": "2.0", "id": 1, "method": "m"})
                     await peer.raw()
                 assert caught.value.rcvd is not None
                 assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4404, "moved to new, ask Ann")

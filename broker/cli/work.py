@@ -1,0 +1,137 @@
+"""`broker work`: runs a worker that serves a Python object or a command."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from broker.cli.connection import exit_code
+from broker.cli.exits import Exit, Failure
+from broker.cli.main import LazyGroup
+from broker.peer.errors import BrokerError
+from broker.worker.worker import CAPACITY, Worker
+
+WORKERS: dict[str, tuple[str, str]] = {
+    "python": ("broker.cli.work:python", "Serve a function, an object, a class or a module."),
+    "exec": ("broker.cli.work:execute", "Serve a command: one process per request."),
+}
+"""Where each kind of worker lives and its line of help."""
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@click.group(cls=LazyGroup, table=WORKERS)
+def work() -> None:
+    """Be a worker until SIGTERM or Ctrl-C, which let requests under way finish; a second one ends at once."""
+
+
+def worker_options(command: Command) -> Command:
+    """Adds --endpoint, --name, --capacity, --no-wait, --url and --token."""
+    options = (
+        click.option("--endpoint", required=True, help="The endpoint to serve."),
+        click.option("--name", default="", help="What `broker describe` shows.  [default: HOST:PID]"),
+        click.option(
+            "--capacity", type=click.IntRange(1, 1_000_000), default=CAPACITY, show_default=True,
+            help="Requests at a time.",
+        ),
+        click.option("--no-wait", is_flag=True, help="Fail if there is no broker now, instead of trying on."),
+        click.option("--url", help="The broker.  [default: BROKER_URL, else the one running on this machine]"),
+        click.option("--token", help="Token to get in with.  [default: BROKER_TOKEN, else the local broker's]"),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:OBJECT")
+@worker_options
+def python(
+    target: str, endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None, token: str | None
+) -> None:
+    """Serve OBJECT of MODULE (found as `python -m` finds it, this folder included).
+
+    A function is served by its name; an object by its public methods; a class is made an object first; without
+    OBJECT, the functions of the module.
+    """
+    worker = Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+    _fill(worker, _load(target), target)
+    run_worker(worker)
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True})
+@worker_options
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(
+    command: tuple[str, ...], endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None,
+    token: str | None,
+) -> None:  # fmt: skip
+    """Answer every method by running COMMAND: JSON on its standard input, the result as JSON on its standard output.
+
+    It finds BROKER_ENDPOINT, BROKER_METHOD and BROKER_TIMEOUT in its environment. It is killed when the request is
+    cancelled or its deadline passes.
+    """
+    from broker.worker.command import Command
+
+    worker = Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+    worker.add_fallback(Command(command))
+    run_worker(worker)
+
+
+def run_worker(worker: Worker) -> None:
+    """Run a worker in the foreground; what it has to say goes to standard error."""
+    said = logging.getLogger("broker")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    said.addHandler(handler)
+    level = said.level
+    said.setLevel(logging.INFO)
+    try:
+        worker.run()
+    except BrokerError as error:
+        raise Failure(exit_code(error), str(error)) from None
+    finally:
+        said.setLevel(level)
+        said.removeHandler(handler)
+
+
+def _load(target: str) -> Any:
+    """What MODULE:OBJECT names. Raises Failure."""
+    module_name, _, path = target.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        text = f"{target}: there is no module {error.name} (looked in {here} and sys.path)"
+        raise Failure(Exit.USAGE, text) from None
+    except Exception as error:
+        raise Failure(Exit.USAGE, f"{target}: importing it failed: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise Failure(Exit.USAGE, f"{target}: importing it called sys.exit({error.code!r})") from None
+    for name in filter(None, path.split(".")):
+        if not hasattr(found, name):
+            raise Failure(Exit.USAGE, f"{target}: {getattr(found, '__name__', module_name)} has no {name}")
+        found = getattr(found, name)
+    return found
+
+
+def _fill(worker: Worker, found: Any, target: str) -> None:
+    import inspect
+
+    try:
+        if isinstance(found, type):
+            found = found()
+        if inspect.isroutine(found):
+            worker.add(found)
+        else:
+            worker.add_object(found)
+    except Exception as error:
+        raise Failure(Exit.USAGE, f"{target} cannot be served: {error}") from error
