@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
-from tornado.web import RequestHandler
+from tornado.web import HTTPError, RequestHandler
 
 from broker.auth.authenticate import Authenticator
 from broker.auth.facts import Refused, RequestFacts, facts_of
 from broker.auth.proxies import TrustedProxies
 from broker.core.access import Principal
 from broker.links.acceptor import Acceptor
+
+_PAGES_MAY_SEND = "Accept, Authorization, Broker-Timeout, Content-Type, Idempotency-Key, Last-Event-ID, Traceparent"
+_PAGES_MAY_READ = "Broker-Elapsed-Ms, Broker-Idempotency-Key, Broker-Outcome, Broker-Retryable, Retry-After"
+_PREFLIGHT_GOOD_S = 600
 
 
 class Gate:
@@ -44,6 +49,7 @@ class Door(RequestHandler):
 
     def prepare(self) -> None:
         """The request is complete: its facts are taken once."""
+        self._let_page_read()
         self.facts = facts_of(self.request, self.gate.proxies)
         if self.gate.acceptor is not None:
             self.gate.acceptor.requested(self.stream)
@@ -55,6 +61,42 @@ class Door(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
         self.set_header("Content-Type", "application/json; charset=utf-8")
+
+    def _let_page_read(self) -> bool:
+        """Let pages of an allow-listed origin read the answer (Fetch standard, section 3.3); there is no wildcard."""
+        self.set_header("Vary", "Origin")
+        origins = self.request.headers.get_list("Origin")
+        if len(origins) != 1 or not self.gate.authenticator.rules.allows_origin(origins[0]):
+            return False
+        self.set_header("Access-Control-Allow-Origin", origins[0])
+        self.set_header("Access-Control-Allow-Credentials", "true")
+        self.set_header("Access-Control-Expose-Headers", _PAGES_MAY_READ)
+        return True
+
+    def allowed_methods(self) -> tuple[str, ...]:
+        """The methods of this path, for Allow."""
+        own = [name for name in ("GET", "POST") if getattr(type(self), name.lower()) is not getattr(Door, name.lower())]
+        return (*own, *(["HEAD"] if "GET" in own else []), "OPTIONS")
+
+    def options(self, *_: str) -> None:
+        """What may be asked here; to a page of another, allow-listed origin also that it may (a CORS preflight)."""
+        self.check_door()
+        allowed = ", ".join(self.allowed_methods())
+        if self._let_page_read():
+            self.set_header("Access-Control-Allow-Methods", allowed)
+            self.set_header("Access-Control-Allow-Headers", _PAGES_MAY_SEND)
+            self.set_header("Access-Control-Max-Age", _PREFLIGHT_GOOD_S)
+        self.set_header("Allow", allowed)
+        self.set_status(204)
+        self.finish()
+
+    def _head(self, *path: str) -> Any:
+        """As GET, without the body."""
+        if "GET" not in self.allowed_methods():
+            raise HTTPError(405)
+        return self.get(*path)
+
+    head: Callable[..., Any] = _head
 
     @property
     def stream(self) -> IOStream:
@@ -97,10 +139,14 @@ class Door(RequestHandler):
             return
         error = kwargs.get("exc_info", (None, None))[1]
         self.clear()
+        self._let_page_read()
         if isinstance(error, Refused):
             self.refuse(error.status, error.reason, error.headers)
+        elif status_code == 405:
+            allowed = ", ".join(self.allowed_methods())
+            self.refuse(405, f"{self.request.method} is not for this path; it takes {allowed}", (("Allow", allowed),))
         else:
-            reason = kwargs.get("reason") or {404: "no such path", 405: "no such method here"}.get(status_code)
+            reason = kwargs.get("reason") or {404: "no such path"}.get(status_code)
             self.refuse(status_code, reason or self._reason)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

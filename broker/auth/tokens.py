@@ -165,6 +165,8 @@ class TokenStore:
         # A dict is no leak here: who guesses controls the secret, not its digest, so how far a digest got in a
         # comparison teaches nothing about the next guess. compare_digest decides all the same, against a
         # stand-in where nothing was found, so that every guess takes the same steps.
+        if digest not in self._by_digest:
+            self._reload_if_changed()  # it may have been made a moment ago
         record, principal = self._by_digest.get(digest, self._nobody)
         same = hmac.compare_digest(bytes.fromhex(record.digest), digest)
         return principal if same & (record.state(self._clock()) == "valid") else None

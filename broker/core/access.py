@@ -45,6 +45,11 @@ class Principal(msgspec.Struct, frozen=True):
     login_id: str = ""
 
 
+def role_name(role: Role) -> str:
+    """A role as people write it; several are joined by "or"."""
+    return " or ".join(name for name, each in ROLE_NAMES.items() if each & role)
+
+
 def is_name(text: str) -> bool:
     """Whether `text` may name an endpoint, a method or a topic."""
     return NAME.fullmatch(text) is not None

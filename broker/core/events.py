@@ -194,7 +194,7 @@ class ResumeReading(msgspec.Struct, frozen=True, gc=False):
 
 
 class StartFanout(msgspec.Struct, frozen=True, gc=False):
-    """There are broadcasts to deliver: fetch them in slices from `Router.fanout_slice`."""
+    """There are broadcasts to deliver: fetch them in slices from `Router.fanouts`."""
 
 
 Effect: TypeAlias = Deliver | CloseLink | PauseReading | ResumeReading | StartFanout

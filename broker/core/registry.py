@@ -127,6 +127,11 @@ class Registry:
                     if registration.free:
                         endpoint.free.add(registration)
 
+    def closed(self, name: str) -> str:
+        """Why an endpoint is closed; empty if it is open."""
+        endpoint = self.by_name.get(name)
+        return "" if endpoint is None else endpoint.limits.closed
+
     def register(
         self, session: Session, endpoint: Endpoint, methods: frozenset[str] | None, capacity: int, info: Body = EMPTY
     ) -> Registration:

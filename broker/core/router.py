@@ -10,12 +10,13 @@ thread. Effects gather in `effects`; whoever feeds events performs them in order
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from broker.core import commands, errors
-from broker.core.access import Role
+from broker.core.access import Role, role_name
 from broker.core.commands import CommandError, read_params
 from broker.core.counters import Counters
 from broker.core.errors import ENDED_HERE, ENDED_OK, Kind, Outcome
@@ -52,6 +53,8 @@ from broker.core.topics import PEERS_TOPIC, Fanouts, Topic, topic_of
 _CALLER: int = Role.CALLER.value
 _SPEAKER: int = (Role.CALLER | Role.WORKER).value
 
+LIST_MAX = 10_000
+"""rows of one listing; the oldest sessions come first"""
 RETRY_AFTER_MS = 100
 """what `overloaded` suggests to wait where the broker knows no better"""
 
@@ -120,9 +123,17 @@ class Router:
         return min(self.pending.deadlines.earliest, self.sessions.expiry.earliest)
 
     def reconfigure(self, limits: Limits, endpoints: Mapping[str, EndpointLimits]) -> None:
-        """Take over new bounds; they hold for what comes from now on. A queue above its new bound drains by itself."""
+        """Take over new bounds; they hold for what comes from now on. A queue above its new bound drains by itself.
+
+        Who is attached to an endpoint that is closed now, or serves it, is told so: effects, as of `handle`.
+        """
         self.limits = limits
         self.registry.reconfigure(limits, endpoints)
+        for session in self.sessions.by_id.values():
+            names = [session.endpoint, *(endpoint.name for endpoint in session.registrations)]
+            closed = next((self.registry.closed(name) for name in names if name and self.registry.closed(name)), "")
+            if closed:
+                self.effects.append(CloseLink(session, errors.ENDPOINT_CLOSED, closed))
 
     def peer_name(self, session: Session) -> str:
         """What a session is called towards others."""
@@ -316,7 +327,8 @@ class Router:
         """End many. Those that wait go first, so that a place that becomes free starts nothing that ends next."""
         requests.sort(key=lambda request: request.attempt is not None)
         for request in requests:
-            self._stop(request, self._outcome(kind, request, now, cause=cause), now)
+            retryable = kind.retryable and (request.options.idempotent or not request.attempts)
+            self._stop(request, self._outcome(kind, request, now, retryable, cause=cause), now)
 
     def _reply_meta(self, request: Request, outcome: Outcome, now: float, worker: Session | None) -> ReplyMeta:
         return ReplyMeta(
@@ -488,8 +500,10 @@ class Router:
         for registration in list(session.registrations.values()):
             self.registry.unregister(registration)
         self._stop_all(list(session.requests.values()), errors.CANCELLED, now, cause="caller")
-        for attempt in list(session.attempts.values()):
+        for attempt in reversed(list(session.attempts.values())):  # the oldest is put first into the queue last
             self._lost(attempt, event, now)
+        for endpoint in endpoints:
+            self._abandon(endpoint, now)
         if session.endpoint is not None and not endpoints and session.endpoint in self.registry.by_name:
             self._announce(self.registry.by_name[session.endpoint], "detached", session)
         for endpoint in endpoints:
@@ -529,6 +543,15 @@ class Router:
         request.state = QUEUED
         endpoint.queue.put_first(request)
         return True
+
+    def _abandon(self, endpoint: Endpoint, now: float) -> None:
+        """The last worker has left: who waits for one to be free is told, who waits for one to come goes on waiting."""
+        if endpoint.registrations:
+            return
+        for request in list(endpoint.queue):
+            if not request.options.wait and not request.attempts:
+                detail = f"all workers of {endpoint.name} have gone while it waited"
+                self._stop(request, self._outcome(errors.NO_WORKER, request, now, detail=detail, phase="queued"), now)
 
     def _congested(self, event: Congested, now: float) -> None:
         session = event.session
@@ -619,7 +642,7 @@ class Router:
         if name is None:
             raise CommandError("endpoint is missing, and this link is attached to none")
         if not session.may(role, name):
-            raise _Refusal(errors.DENIED, f"{session.principal} is not allowed to be {role.name} at {name}")
+            raise _Refusal(errors.DENIED, f"{session.principal} may not be {role_name(role)} at {name}")
         endpoint = self.registry.get_or_make(name)
         if endpoint is None:
             raise _overloaded("endpoints", f"{self.limits.endpoints_known_max} endpoints are in use")
@@ -649,6 +672,7 @@ class Router:
         registration = endpoint.registrations.get(event.session)
         if registration is not None:
             self.registry.unregister(registration)
+            self._abandon(endpoint, now)
             self._announce(endpoint, "unserved", event.session)
         return {"endpoint": endpoint.name, "served": registration is not None}
 
@@ -769,7 +793,7 @@ class Router:
 
     def _list_peers(self, event: Asked, now: float) -> object:
         read_params(event.body.raw, commands.NoParams)
-        return commands.view_peers(self.sessions.by_id.values(), self.peer_name, now)
+        return commands.view_peers(islice(self.sessions.by_id.values(), LIST_MAX), self.peer_name, now)
 
     def requests(self) -> Iterator[Request]:
         """Every request that has not ended, by session."""
@@ -778,7 +802,7 @@ class Router:
 
     def _list_pending(self, event: Asked, now: float) -> object:
         read_params(event.body.raw, commands.NoParams)
-        return commands.view_pending(self.requests(), self.peer_name, now)
+        return commands.view_pending(islice(self.requests(), LIST_MAX), self.peer_name, now)
 
     def _admin_cancel(self, event: Asked, now: float) -> object:
         number = read_params(event.body.raw, commands.CancelParams).request

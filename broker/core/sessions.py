@@ -28,8 +28,8 @@ class Session:
 
     __slots__ = (
         "attached_at", "attempts", "capacity", "congested", "dialect", "draining", "endpoint", "expires_at",
-        "expiry_slot", "grace_s", "grants", "id", "info", "kept", "link", "listen", "login_id", "nameless_replies", "principal",
-        "registrations",
+        "expiry_slot", "grace_s", "grants", "id", "info", "kept", "link", "listen", "login_id", "nameless_replies",
+        "principal", "registrations",
         "remote", "requests", "role", "roles", "secret", "strikes", "subscriptions", "token_id",
     )  # fmt: skip
 

@@ -23,6 +23,10 @@ from broker.node.broker import Broker, ReloadError
 log = logging.getLogger("broker")
 
 
+HURRY_S = 0.25
+"""how long peers may take for their part of the close handshake after a second signal"""
+
+
 class StartError(Exception):
     """Why the broker does not start, in one line that says what to do."""
 
@@ -78,7 +82,18 @@ class _Daemon:
                 if access is not None:
                     access.remove()
         finally:
-            await broker.stop()
+            await self._stop(broker)
+
+    async def _stop(self, broker: Broker) -> None:
+        """Stop in good order; after a second signal without waiting for peers that do not answer."""
+        stopping = asyncio.create_task(broker.stop())
+        hurried = asyncio.create_task(self._ending_now.wait())
+        await asyncio.wait((stopping, hurried), return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not stopping.done():
+            await asyncio.wait((stopping,), timeout=HURRY_S)
+            broker.abort()
+        await stopping
 
     async def _listen(self, broker: Broker) -> str:
         server = self._config.server

@@ -65,6 +65,11 @@ class Engine:
             if self._deadlines.earliest < self._timer_at or self._expiry.earliest < self._timer_at:
                 self._arm()
 
+    def perform(self) -> None:
+        """Do what the router has said outside of an event (`Router.reconfigure`)."""
+        if self.router.effects and not self._performing:
+            self._perform_all(self.router.effects)
+
     def stop(self) -> None:
         """Let go of the timer. Nothing may be fed afterwards."""
         self._stopped = True

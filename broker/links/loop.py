@@ -11,7 +11,7 @@ from broker.links.liveness import Liveness
 from broker.wire.frames import Unmask, xor_mask
 
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
-# a 16 MiB echo costs 15 ms of CPU with 64 KiB and 33 ms with 256 KiB.
+# a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
 RECEIVE_BYTES = 64 << 10
 
 

@@ -61,7 +61,8 @@ class StreamLink(Link):
         self._read()
 
     def _may_read(self) -> bool:
-        return self._begun and self._state != GONE and not self.paused and not self._holding
+        waits = self.paused or self._holding or self._early  # what came before is heard first
+        return self._begun and self._state != GONE and not waits
 
     def _read(self) -> None:
         """Begin reads until one has to wait; the loop gets a turn after a few that did not."""

@@ -17,6 +17,7 @@ from tornado.web import Application
 
 from broker.admin.health import LiveHandler, ReadyHandler
 from broker.admin.metrics import Lag, MetricsHandler, Sources
+from broker.admin.web.files import FileHandler, PageHandler
 from broker.auth.authenticate import Authenticator
 from broker.auth.door import Door, Gate
 from broker.auth.facts import Refused
@@ -36,7 +37,10 @@ from broker.engine.engine import Engine
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
 from broker.node.settings import accept_limits, core_limits, endpoint_limits, link_limits
+from broker.transports.http.calls import BroadcastHandler, CallHandler
+from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
+from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
 from broker.transports.websocket.handler import WebSocketHandler
 
@@ -44,6 +48,11 @@ log = logging.getLogger("broker")
 
 LAG_SAMPLE_S = 0.5
 TOKENS_LOOK_S = 1.0
+FIXED_LIMITS = (
+    "slot_ms", "prune_slice", "fanout_slice", "ping_interval_s", "ping_timeout_s", "stall_s", "close_timeout_s",
+    "header_timeout_s", "body_timeout_s", "unauthenticated_max_bytes",
+)  # fmt: skip
+"""limits that parts are made with once, so that a reload cannot change them"""
 CLOSING_BATCH = 200
 """links closed at once at the end of a drain; the next batch follows after a random moment"""
 
@@ -157,15 +166,27 @@ class Broker:
         websocket = gate | {
             "engine": self.engine,
             "links": self.links,
-            "sessions_max": self.config.limits.sessions_max,
-            "batch_max": self.config.limits.batch_max,
+            "limits": lambda: self.config.limits,
+        }
+        limits = self.config.limits
+        http = gate | {"engine": self.engine, "sessions_max": limits.sessions_max}
+        body = http | {
+            "body_max_bytes": limits.message_max_bytes,
+            "unauthenticated_max_bytes": limits.unauthenticated_max_bytes,
         }
         login = gate | {"engine": self.engine, "logins": self.logins}
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [
+            URLSpec(rf"{prefix}/", PageHandler, gate),
+            URLSpec(rf"{prefix}/static/([^/]+)", FileHandler, gate),
             URLSpec(rf"{prefix}/ws", WebSocketHandler, websocket),
             URLSpec(rf"{prefix}/ws/([^/]+)", WebSocketHandler, websocket),
             URLSpec(rf"{prefix}/ticket", TicketHandler, gate | {"tickets": self.tickets}),
+            URLSpec(rf"{prefix}/rpc", RpcHandler, body | {"batch_max": limits.batch_max}),
+            URLSpec(rf"{prefix}/call/([^/]+)/([^/]+)", CallHandler, body),
+            URLSpec(rf"{prefix}/broadcast", BroadcastHandler, body),
+            URLSpec(rf"{prefix}/broadcast/([^/]+)", BroadcastHandler, body),
+            URLSpec(rf"{prefix}/events/([^/]+)", EventsHandler, http | {"links": self.links}),
             URLSpec(rf"{prefix}/login", LoginHandler, login),
             URLSpec(rf"{prefix}/logout", LogoutHandler, login),
             URLSpec(rf"{prefix}/whoami", WhoAmIHandler, gate),
@@ -196,13 +217,20 @@ class Broker:
             await self._server.close_all_connections()
             self._server = None
 
+    def abort(self) -> None:
+        """Drop every connection at once, so that a `stop` under way waits for nobody."""
+        for link in self.links.links:
+            link.abort()
+
     async def _close_links(self) -> None:
         """In batches with a random pause between, so that not all come back in the same instant."""
-        links = self.links.links
-        for at in range(0, len(links), CLOSING_BATCH):
-            for link in links[at : at + CLOSING_BATCH]:
-                link.close(DRAINED.code, "the broker is shutting down; come back in a moment")
-            if at + CLOSING_BATCH < len(links):
+        sessions = self.router.sessions.by_id.values()
+        closes = [link.close for link in self.links.links]
+        closes += [session.link.close for session in sessions if session.dialect == "sse" and session.link is not None]
+        for at in range(0, len(closes), CLOSING_BATCH):
+            for close in closes[at : at + CLOSING_BATCH]:
+                close(DRAINED.code, "the broker is shutting down; come back in a moment")
+            if at + CLOSING_BATCH < len(closes):
                 await asyncio.sleep(secrets.randbelow(50) / 1000)
         await self.links.close(DRAINED.code, "the broker is shutting down; come back in a moment")
 
@@ -227,8 +255,11 @@ class Broker:
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
         if config.auth != self.config.auth:
             raise ReloadError("the section auth cannot change while the broker runs; restart it")
-        if config.limits.slot_ms != self.config.limits.slot_ms:
-            raise ReloadError("limits.slot_ms cannot change while the broker runs; restart it")
+        for key in FIXED_LIMITS:
+            if getattr(config.limits, key) != getattr(self.config.limits, key):
+                raise ReloadError(f"limits.{key} cannot change while the broker runs; restart it")
+        if config.log.format != self.config.log.format:
+            raise ReloadError("log.format cannot change while the broker runs; restart it")
         context: ssl.SSLContext | None = server_context(config.server)
         rules, proxies = self._host_rules(config), TrustedProxies(config.server.trusted_proxies)
         limits, endpoints, links = core_limits(config), endpoint_limits(config), link_limits(config)
@@ -236,6 +267,7 @@ class Broker:
         self.config = config
         self.authenticator.rules, self.gate.proxies = rules, proxies
         self.router.reconfigure(limits, endpoints)
+        self.engine.perform()
         self.links.limits = links
         if self._acceptor is not None:
             self._acceptor.ssl_context = context

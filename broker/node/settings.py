@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.config.errors import ConfigError
 from broker.config.model import Config
 from broker.core.limits import EndpointLimits, Limits
 from broker.links.acceptor import AcceptLimits
@@ -44,20 +45,23 @@ def endpoint_limits(config: Config) -> dict[str, EndpointLimits]:
 
 
 def link_limits(config: Config) -> LinkLimits:
-    """The bounds of each link."""
+    """The bounds of each link. Raises ConfigError for one with which a link could not work."""
     limits = config.limits
-    return LinkLimits(
-        message_max_bytes=limits.message_max_bytes,
-        fragments_max=limits.fragments_max,
-        outbox_soft_bytes=limits.outbox_soft_bytes,
-        outbox_hard_bytes=limits.outbox_hard_bytes,
-        stall_s=limits.stall_s,
-        close_timeout_s=limits.close_timeout_s,
-        ping_interval_s=limits.ping_interval_s,
-        ping_timeout_s=limits.ping_timeout_s,
-        pings_per_s_max=limits.pings_per_s,
-        write_turn_bytes=limits.write_turn_bytes,
-    )
+    try:
+        return LinkLimits(
+            message_max_bytes=limits.message_max_bytes,
+            fragments_max=limits.fragments_max,
+            outbox_soft_bytes=limits.outbox_soft_bytes,
+            outbox_hard_bytes=limits.outbox_hard_bytes,
+            stall_s=limits.stall_s,
+            close_timeout_s=limits.close_timeout_s,
+            ping_interval_s=limits.ping_interval_s,
+            ping_timeout_s=limits.ping_timeout_s,
+            pings_per_s_max=limits.pings_per_s,
+            write_turn_bytes=limits.write_turn_bytes,
+        )
+    except ValueError as error:
+        raise ConfigError(f"limits.{error}") from None
 
 
 def accept_limits(config: Config) -> AcceptLimits:

@@ -355,6 +355,12 @@ def encode_error(
     wire_id: bytes, outcome: Outcome, meta: ReplyMeta | None = None, *, duplicate: bytes | None = None
 ) -> bytes:
     """The error by which the broker tells an outcome of its own; `duplicate` is the id that was in flight."""
+    tail = b"" if meta is None else b',"meta":' + _encode(meta)
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b%b}' % (wire_id, error_object(outcome, duplicate=duplicate), tail)
+
+
+def error_object(outcome: Outcome, *, duplicate: bytes | None = None) -> bytes:
+    """The member `error` alone (section 5.1)."""
     kind = outcome.kind
     data = ErrorData(
         outcome=kind.name,
@@ -375,9 +381,7 @@ def encode_error(
     text = kind.text
     if kind.code in OWN_CODES and outcome.detail:  # -32700…-32600 keep the specification's words
         text = f"{text}: {outcome.detail}"
-    error = _encode({"code": kind.code, "message": text, "data": data})
-    tail = b"" if meta is None else b',"meta":' + _encode(meta)
-    return b'{"jsonrpc":"2.0","id":%b,"error":%b%b}' % (wire_id, error, tail)
+    return _encode({"code": kind.code, "message": text, "data": data})
 
 
 # ---------------------------------------------------------------- the details of reading

@@ -15,6 +15,13 @@ OPTIONS = ("timeout", "wait", "idempotent", "retries")
 """options of a request that a query may set"""
 
 
+class QueryError(Refused):
+    """400: a parameter that is unknown or wrong; the reason names it and what would be right."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(400, reason)
+
+
 class _Query(msgspec.Struct, kw_only=True):
     timeout: float | None = None
     wait: bool | None = None
@@ -23,7 +30,7 @@ class _Query(msgspec.Struct, kw_only=True):
 
 
 def check_names(facts: RequestFacts, names: Sequence[str]) -> dict[str, str]:
-    """The parameters of the query, the ticket left out. Raises Refused 400 for an unknown one and for one given twice.
+    """The parameters of the query, the ticket left out. Raises QueryError for an unknown one and for one given twice.
 
     A misspelt option that was passed over would be an option that silently does not hold.
     """
@@ -35,15 +42,15 @@ def check_names(facts: RequestFacts, names: Sequence[str]) -> dict[str, str]:
             near = difflib.get_close_matches(name, names, 1)
             there_are = f"there are {', '.join(names)}" if names else "this path takes none"
             hint = f"did you mean {near[0]}=?" if near else there_are
-            raise Refused(400, f"unknown parameter {name[:40]!r}; {hint}")
+            raise QueryError(f"unknown parameter {name[:40]!r}; {hint}")
         if name in given:
-            raise Refused(400, f"{name}= is given twice")
+            raise QueryError(f"{name}= is given twice")
         given[name] = value
     return given
 
 
 def read_options(given: dict[str, str], *, trace: str | None = None) -> Options:
-    """The options among the parameters, with what the reply is to tell. Raises Refused 400 naming a wrong one."""
+    """The options among the parameters, with what the reply is to tell. Raises QueryError naming a wrong one."""
     try:
         read = msgspec.convert({name: given[name] for name in OPTIONS if name in given}, _Query, strict=False)
         written = Written(
@@ -51,4 +58,4 @@ def read_options(given: dict[str, str], *, trace: str | None = None) -> Options:
         )
         return merge(written, DEFAULT_OPTIONS)
     except (msgspec.ValidationError, OptionError) as error:
-        raise Refused(400, str(error).replace("`$.", "`")) from None
+        raise QueryError(str(error).replace("`$.", "`")) from None

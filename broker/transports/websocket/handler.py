@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from broker.auth.door import Door
 from broker.auth.facts import Refused
+from broker.config.model import Limits
 from broker.core.access import Principal, Role, is_name, roles_at
 from broker.core.errors import DRAINED, ENDPOINT_CLOSED, Close
 from broker.core.events import Attached
@@ -24,16 +26,15 @@ class WebSocketHandler(Door):
 
     engine: Engine
     links: LoopLinks
-    sessions_max: int
-    batch_max: int
+    limits: Callable[[], Limits]
+    """the bounds as they are now: a reload changes them"""
 
     async def get(self, endpoint: str = "") -> None:
         """Attach a peer, or refuse it with 400, 401, 403, 405, 421, 426 or 503."""
+        principal = self.authenticate()
         upgrade = check_upgrade(self.request.method or "", self.request.headers, self.request.version)
         if isinstance(upgrade, Refusal):
-            self.check_door()
             raise Refused(upgrade.status, upgrade.reason, upgrade.headers)
-        principal = self.authenticate()
         attachment = self._read_query(endpoint)
         self._check_role(principal, endpoint, attachment.role)
         self._check_room()
@@ -70,8 +71,9 @@ class WebSocketHandler(Door):
         router = self.engine.router
         if router.draining:
             raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
-        if len(router.sessions) >= self.sessions_max:
-            raise Refused(503, f"{self.sessions_max} sessions are connected", (("Retry-After", "5"),))
+        sessions_max = self.limits().sessions_max
+        if len(router.sessions) >= sessions_max:
+            raise Refused(503, f"{sessions_max} sessions are connected", (("Retry-After", "5"),))
 
     @staticmethod
     def _turn_away(link: Link, close: Close, reason: str) -> None:
@@ -93,7 +95,7 @@ class WebSocketHandler(Door):
             binary=attachment.binary,
             defaults=attachment.defaults,
         )
-        peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes, self.batch_max)
+        peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes, self.limits().batch_max)
         expires_at = None
         if principal.expires_at is not None:
             expires_at = self.engine.now() + principal.expires_at - time.time()

@@ -8,7 +8,9 @@ import tracemalloc
 
 import pytest
 
-from broker.core.deadlines import NEVER
+from broker.core.messages import Broadcast
+from broker.core.sessions import Session
+from broker.core.topics import Fanouts
 from tests.links.harness import frame
 from tests.transports.websocket.harness import Peer, World, config, run, serving, until
 from tests.transports.websocket.test_bad_input import raw_peer
@@ -94,7 +96,6 @@ def test_fault_04_callers_that_go_leave_no_memory_behind() -> None:
             assert len(router.sessions) == 1
             assert not any(session.attempts for session in router.sessions.by_id.values())
             assert len(router.pending.deadlines) == 0
-            assert router.next_deadline() == NEVER
             assert grown < 600_000, f"{grown} bytes are left of 14,500 requests"
 
     run(main, "uvloop")
@@ -177,7 +178,7 @@ def test_a_broadcast_reaches_every_client_though_one_is_dead_and_one_does_not_re
                     for peer in live:
                         await peer.told("broker.message")
                 reply = await publisher.call("broker.publish", publish)
-                assert reply["result"]["listeners"] == 21 + ("endpoint" not in publish) * 0
+                assert reply["result"]["listeners"] == 21
                 for peer in live:
                     assert (await peer.told("broker.message"))["params"]["data"] == "news"
                 assert world.counters.copies_dropped > 0, "the one that does not read lost some"
@@ -185,32 +186,33 @@ def test_a_broadcast_reaches_every_client_though_one_is_dead_and_one_does_not_re
     run(main, "uvloop")
 
 
+class Watched(Fanouts):
+    """Remembers how many copies each slice had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def slice(self, limit: int) -> tuple[Broadcast, tuple[Session, ...], dict[str, bytes]] | None:
+        piece = super().slice(limit)
+        self.sizes.append(0 if piece is None else len(piece[1]))
+        return piece
+
+
 def test_a_publish_goes_out_in_slices() -> None:
-    """Benchmarks measure how long one holds the loop; here it is counted."""
+    """`python -m benchmarks.publish` measures how long one to 10,000 holds the loop; here it is counted."""
 
     async def main() -> None:
         async with serving(config(limits={"fanout_slice": 7})) as world:
             listeners = [await world.peer("/ws/lab") for _ in range(40)]
             publisher = await world.caller()
-            fanouts, sizes = world.broker.router.fanouts, []
-            take = fanouts.slice
-
-            def watched(limit: int):  # type: ignore[no-untyped-def]
-                piece = take(limit)
-                sizes.append(0 if piece is None else len(piece[1]))
-                return piece
-
-            fanouts.slice = watched  # type: ignore[method-assign, assignment]
+            world.broker.router.fanouts = watched = Watched()
             await publisher.call("broker.publish", {"endpoint": "lab", "data": 1})
             for peer in listeners:
                 await peer.told("broker.message")
-            assert sizes == [7, 7, 7, 7, 7, 5]
+            assert watched.sizes == [7, 7, 7, 7, 7, 5]
 
-    with pytest.MonkeyPatch.context() as patch:
-        from broker.core.topics import Fanouts
-
-        patch.setattr(Fanouts, "__slots__", (), raising=False)
-        run(main)
+    run(main)
 
 
 async def ended(world: World, outcome: str) -> int:

@@ -292,9 +292,9 @@ async function openSocket(base, options) {
     socket.onclose = (event) => done(event.reason || "its WebSocket did not open");
   });
   if (!why) return socket;
-  socket.onopen = () => socket.close();
-  socket.onerror = socket.onclose = null;
-  if (socket.readyState === 0) socket.close(); // refuses what is still under way, with an error nobody needs
+  socket.onopen = socket.onclose = null;
+  socket.onerror = () => {}; // without one, node would end the process
+  socket.close();
   if (IN_NODE && !ticket) await ticketFor(base, token); // says whether it was the credential, or that nobody is there
   throw new CannotConnect(`no connection to ${base}: ${why}`, { retryable: true });
 }
@@ -532,8 +532,15 @@ export class Client {
     this.#link.socket.send(attachments.length ? pack(text, attachments) : text);
   }
 
-  /** One attempt. For `connect` only. */
-  async _open() {
+  /** As the function `connect`. */
+  static async connect(url, options) {
+    const client = new Client(url, options);
+    await (options.patient ? client.#keepTrying() : client.#open());
+    return client;
+  }
+
+  /** One attempt. */
+  async #open() {
     const socket = await openSocket(this.#base, this.#options);
     if (this.#ended) {
       socket.close(1000);
@@ -541,7 +548,7 @@ export class Client {
     }
     const link = { socket, openedAt: now(), heard: now() };
     socket.onmessage = (event) => this.#received(link, event.data);
-    socket.onerror = null;
+    socket.onerror = () => {}; // its close follows; without a listener node would end the process
     socket.onclose = (event) => this.#lost(link, event.code, event.reason);
     if (socket.readyState !== 1) throw new CannotConnect(`${this.#base} closed the connection at once`, { retryable: true });
     this.#link = link;
@@ -555,11 +562,11 @@ export class Client {
     this.#tell("connected");
   }
 
-  /** Connect, however often it takes. For `connect` only. */
-  async _keepTrying() {
+  /** Connect, however often it takes; throws what does not pass. */
+  async #keepTrying() {
     while (!this.#ended) {
       try {
-        return await this._open();
+        return await this.#open();
       } catch (error) {
         if (!(error instanceof BrokerError) || !error.retryable) throw error;
         this.#tell("connecting", error);
@@ -599,7 +606,7 @@ export class Client {
     }
     this.#tell("connecting", error);
     this.#pause()
-      .then(() => this._keepTrying())
+      .then(() => this.#keepTrying())
       .catch((final) => this.#finish(final));
   }
 
@@ -657,6 +664,7 @@ export class Client {
       let text = data;
       if (typeof data !== "string") [text, attachments] = unpack(data);
       message = JSON.parse(text);
+      if (typeof message !== "object" || message === null) throw new TypeError("no message");
     } catch {
       this.#lost(link, 1006, "with a message that is not to be read");
       link.socket.close(4400);
@@ -683,7 +691,7 @@ export class Client {
   }
 
   #heard(params, attachments) {
-    const { endpoint = null, topic = null, seq = null } = params;
+    const { endpoint = null, topic = null, seq = null } = params ?? {};
     const subscription = this.#subscriptions.get(keyOf(endpoint, topic));
     if (!subscription) return;
     let data = params.data ?? null;
@@ -703,7 +711,7 @@ export class Client {
   }
 
   async #asked(message, attachments) {
-    const { id, meta = {} } = message;
+    const { id } = message;
     const link = this.#link;
     const controller = new AbortController();
     if (id !== undefined) this.#running.set(id, controller);
@@ -716,8 +724,7 @@ export class Client {
 
   /** The answer's members as text, and its attachments. Never throws. */
   async #run({ method: name, params, meta = {} }, attachments, signal) {
-    const cut = name.indexOf("/");
-    const [endpoint, method] = [name.slice(0, cut), name.slice(cut + 1)];
+    const [endpoint, method] = String(name).split("/");
     const { timeout = null, trace = null, idempotent = false } = meta;
     try {
       const served = this.#served.get(endpoint)?.get(method);
@@ -795,8 +802,6 @@ function now() {
  * Connect to a broker. In browsers `url` defaults to the page's own origin, and without a token the cookie counts.
  * Rejects with CannotConnect or Refused; with `patient` it goes on trying for as long as that makes sense.
  */
-export async function connect(url = globalThis.location?.origin, options = {}) {
-  const client = new Client(url, options);
-  await (options.patient ? client._keepTrying() : client._open());
-  return client;
+export function connect(url = globalThis.location?.origin, options = {}) {
+  return Client.connect(url, options);
 }

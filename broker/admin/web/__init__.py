@@ -1,0 +1,1 @@
+"""The page at `/` and the JavaScript client, as files of the package."""

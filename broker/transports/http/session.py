@@ -1,0 +1,157 @@
+"""The bases of the HTTP routes that ask the router: a session per request, and a body read once its sender is known."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.web import stream_request_body
+
+from broker.auth.door import Door
+from broker.auth.facts import Refused
+from broker.core.access import Principal, Role
+from broker.core.events import Attached, Detached, Link
+from broker.core.sessions import Session
+from broker.engine.engine import Engine
+from broker.wire.calls import Reply
+
+LINGER = 4
+"""times the bound of a body that are read and dropped, so that the sender gets to read the refusal"""
+
+_STATUS_OF_CLOSE = {4400: 400, 4401: 401, 4403: 403, 4404: 403, 4409: 409, 4412: 503, 4429: 429}
+
+
+class SessionDoor(Door):
+    """A route whose requests are sessions of the router. Whoever hangs up has left: what they asked is cancelled.
+
+    `post` or `get` returns `ended`, which is done when the answer has been written; the answer itself is written by
+    the link's callbacks.
+    """
+
+    engine: Engine
+    sessions_max: int
+    ended: asyncio.Future[None]
+    session: Session | None = None
+    _closed_early: Refused | None = None
+
+    def attach(
+        self, peer: Link, principal: Principal, *, dialect: str, role: Role = Role.CALLER, endpoint: str | None = None,
+        listen: bool = False,
+    ) -> Session:  # fmt: skip
+        """Make this request a session. Raises Refused 503 if there are too many, or what the router says."""
+        engine, router = self.engine, self.engine.router
+        if len(router.sessions) >= self.sessions_max:
+            raise Refused(503, f"{self.sessions_max} sessions are connected", (("Retry-After", "5"),))
+        self.ended = engine.loop.create_future()
+        number = engine.next_session()
+        expires_at = None
+        if principal.expires_at is not None:
+            expires_at = engine.now() + principal.expires_at - time.time()
+        attached = Attached(
+            session=number,
+            link=peer,
+            principal=principal.name,
+            grants=principal.grants,
+            role=role,
+            endpoint=endpoint,
+            listen=listen,
+            expires_at=expires_at,
+            token_id=principal.token_id,
+            login_id=principal.login_id,
+            remote=self.facts.remote,
+            dialect=dialect,
+        )
+        engine.feed(attached)
+        self.session = session = router.sessions.by_id[number]
+        if self._closed_early is not None:
+            self.leave()
+            raise self._closed_early
+        return session
+
+    def leave(self) -> None:
+        """The session is no more."""
+        session, self.session = self.session, None
+        if session is not None:
+            self.engine.feed(Detached(session, 1000, "", 0))
+            if not self.ended.done():
+                self.ended.set_result(None)
+
+    def on_finish(self) -> None:
+        """The answer has been written."""
+        self.leave()
+
+    def on_connection_close(self) -> None:
+        """The caller hung up."""
+        super().on_connection_close()
+        self.leave()
+
+    def closed(self, code: int, reason: str) -> None:
+        """The session has to end before its request has."""
+        status = _STATUS_OF_CLOSE.get(code, 500)
+        if self.session is None:
+            self._closed_early = Refused(status, reason)
+        elif not self._headers_written:
+            self.refuse(status, reason)
+
+    def reply(self, reply: Reply) -> None:
+        """Answer a request that has ended."""
+        if self.session is None:
+            return
+        self.set_status(reply.status, "Client Closed Request" if reply.status == 499 else None)
+        self.set_header("Content-Type", reply.content_type)
+        for name, value in reply.headers:
+            self.set_header(name, value)
+        self.finish(reply.body)
+
+
+@stream_request_body
+class Receiver(SessionDoor):
+    """A POST whose sender is authenticated before more than `unauthenticated_max_bytes` of the body are read."""
+
+    body_max_bytes: int
+    unauthenticated_max_bytes: int
+    principal: Principal
+    _refusal: Refused | None = None
+
+    def prepare(self) -> None:
+        """The header is complete. A refusal waits for a short body, so that the connection can be used again."""
+        super().prepare()
+        self._content = bytearray()
+        self._taken = 0
+        if self.request.method != "POST":
+            return
+        size = self.request.headers.get("Content-Length", "")
+        declared = int(size) if size.isascii() and size.isdigit() and len(size) < 20 else 0
+        try:
+            self.principal = self.authenticate()
+        except Refused as refused:
+            if declared > self.unauthenticated_max_bytes:
+                raise
+            self._refusal = refused
+            return
+        if declared > self.body_max_bytes:
+            self._refusal = self._too_large(declared)
+            if declared > LINGER * self.body_max_bytes or "Expect" in self.request.headers:
+                raise self._refusal
+        cast("HTTP1Connection", self.request.connection).set_max_body_size(LINGER * self.body_max_bytes)
+
+    def data_received(self, chunk: bytes) -> None:
+        """A piece of the body; what is refused already is dropped."""
+        self._taken += len(chunk)
+        if self._refusal is None:
+            self._content += chunk
+            if self._taken > self.body_max_bytes:
+                self._refusal = self._too_large(self._taken)
+        if self._refusal is not None:
+            self._content.clear()
+
+    def content(self) -> bytes:
+        """The body. Raises what was to be refused: 401 and the like, 413."""
+        if self._refusal is not None:
+            raise self._refusal
+        return bytes(self._content)
+
+    def _too_large(self, size: int) -> Refused:
+        return Refused(413, f"a body of {size} bytes is above the bound of {self.body_max_bytes}")
