@@ -123,8 +123,11 @@ class Pending:
         """End a request: it stands nowhere any more. Its attempt must have been closed before."""
         request.state = ENDED
         del request.session.requests[request.wire_id]
-        if request.slot is not None:
-            request.slot.pop(request, None)  # an expiring request has been taken out already
+        slot = request.slot
+        if slot is not None:
+            slot.pop(request, None)  # an expiring request has been taken out already
+            if not slot:
+                slot.clear()  # an emptied dict keeps the room of its best day: 55 KB per slot at 25,000 requests a second
             request.slot = None
         self.count -= 1
 

@@ -20,25 +20,20 @@ FORGET_LOOKS = 64
 
 
 class Registration:
-    """One session serving one endpoint. `methods` None means all; `load` counts the attempts it has now."""
+    """One session serving one endpoint. `methods` None means all; `load` counts the attempts it has now.
+
+    `number` is higher for those that came later.
+    """
 
     __slots__ = ("capacity", "endpoint", "free", "gone", "info", "load", "methods", "number", "session")
 
-    def __init__(
-        self,
-        session: Session,
-        endpoint: Endpoint,
-        number: int,
-        methods: frozenset[str] | None,
-        capacity: int,
-        info: Body,
-    ) -> None:
+    def __init__(self, session: Session, endpoint: Endpoint) -> None:
         self.session = session
         self.endpoint = endpoint
-        self.number = number
-        self.methods = methods
-        self.capacity = capacity
-        self.info = info
+        self.number = 0
+        self.methods: frozenset[str] | None = None
+        self.capacity = 0
+        self.info = EMPTY
         self.load = 0
         self.free = False
         self.gone = False
@@ -51,11 +46,14 @@ class Registration:
 
 
 class Endpoint:
-    """A name under which workers answer: its registrations, those that are free (`free`), and the queue."""
+    """A name under which workers answer: its registrations, those that are free (`free`), and the queue.
+
+    `leaving` are registrations that have ended and still have requests in their hands.
+    """
 
     __slots__ = (
-        "configured", "deadline_max_s", "deadline_s", "free", "limits", "listeners", "name", "queue", "queue_max",
-        "registrations", "served", "topics",
+        "configured", "deadline_max_s", "deadline_s", "free", "leaving", "limits", "listeners", "name", "queue",
+        "queue_max", "registrations", "served", "topics",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, own: EndpointLimits | None) -> None:
@@ -64,6 +62,7 @@ class Endpoint:
         self.configure(limits, own)
         self.free: Policy = POLICIES[self.limits.policy]()
         self.registrations: dict[Session, Registration] = {}
+        self.leaving: dict[Session, Registration] = {}
         self.queue = Queue()
         self.topics: dict[str | None, Topic] = {}
         self.listeners = 0
@@ -80,7 +79,7 @@ class Endpoint:
     @property
     def in_use(self) -> bool:
         """Whether anything hangs on it, so that it must not be forgotten."""
-        return self.configured or bool(self.registrations) or bool(self.listeners) or len(self.queue) > 0
+        return bool(self.configured or self.registrations or self.leaving or self.listeners or self.queue)
 
     def has_method(self, method: str) -> bool:
         """Whether some worker serves the method, busy or not."""
@@ -135,17 +134,21 @@ class Registry:
     def register(
         self, session: Session, endpoint: Endpoint, methods: frozenset[str] | None, capacity: int, info: Body = EMPTY
     ) -> Registration:
-        """Let a session serve an endpoint; a second time replaces what it said the first time."""
+        """Let a session serve an endpoint; a second time replaces what it said the first time.
+
+        What it still has from serving it before counts towards its capacity.
+        """
         registration = endpoint.registrations.get(session)
         if registration is None:
             self._made += 1
-            registration = Registration(session, endpoint, self._made, methods, capacity, info)
+            registration = endpoint.leaving.pop(session, None) or Registration(session, endpoint)
+            registration.number, registration.gone = self._made, False
             endpoint.registrations[session] = session.registrations[endpoint] = registration
             endpoint.served = True
             self.by_name.move_to_end(endpoint.name)
         else:
             self.set_free(registration, False)
-            registration.methods, registration.capacity, registration.info = methods, capacity, info
+        registration.methods, registration.capacity, registration.info = methods, capacity, info
         self.refresh(registration)
         return registration
 
@@ -153,6 +156,8 @@ class Registry:
         """End it; attempts it still has may finish."""
         self.set_free(registration, False)
         registration.gone = True
+        if registration.load:
+            registration.endpoint.leaving[registration.session] = registration
         del registration.endpoint.registrations[registration.session]
         del registration.session.registrations[registration.endpoint]
 
@@ -192,6 +197,8 @@ class Registry:
         elif registration.willing:
             registration.free = True
             registration.endpoint.free.add(registration)
+        elif registration.gone and not registration.load:
+            del registration.endpoint.leaving[registration.session]
 
     def _forget_one(self) -> bool:
         for _ in range(min(len(self.by_name), FORGET_LOOKS)):

@@ -122,18 +122,32 @@ class Router:
         """When `tick` wants to be called next; `NEVER` if nothing is due ever."""
         return min(self.pending.deadlines.earliest, self.sessions.expiry.earliest)
 
-    def reconfigure(self, limits: Limits, endpoints: Mapping[str, EndpointLimits]) -> None:
+    def reconfigure(self, limits: Limits, endpoints: Mapping[str, EndpointLimits], now: float) -> None:
         """Take over new bounds; they hold for what comes from now on. A queue above its new bound drains by itself.
 
         Who is attached to an endpoint that is closed now, or serves it, is told so: effects, as of `handle`.
         """
         self.limits = limits
         self.registry.reconfigure(limits, endpoints)
-        for session in self.sessions.by_id.values():
-            names = [session.endpoint, *(endpoint.name for endpoint in session.registrations)]
-            closed = next((self.registry.closed(name) for name in names if name and self.registry.closed(name)), "")
-            if closed:
-                self.effects.append(CloseLink(session, errors.ENDPOINT_CLOSED, closed))
+        closes = [CloseLink(s, errors.ENDPOINT_CLOSED, why) for s in self.sessions.by_id.values() if (why := self._shut_out(s))]
+        for endpoint in self.registry.by_name.values():
+            if endpoint.limits.closed:
+                self._shut(endpoint, now)
+        self.effects += closes  # last, so that an outcome still reaches whose link is closed
+
+    def _shut_out(self, session: Session) -> str:
+        """Why an endpoint this session is attached to, or serves, is closed; empty if all are open."""
+        names = [session.endpoint, *(endpoint.name for endpoint in session.registrations)]
+        return next((why for name in names if name is not None and (why := self.registry.closed(name))), "")
+
+    def _shut(self, endpoint: Endpoint, now: float) -> None:
+        """Give a closed endpoint's workers nothing more, whether their links are closed yet or not, and end what waits."""
+        for registration in list(endpoint.registrations.values()):
+            self.registry.unregister(registration)
+            self._announce(endpoint, "unserved", registration.session)
+        for request in list(endpoint.queue):
+            outcome = self._outcome(errors.DENIED, request, now, detail=_closed(endpoint), phase="queued")
+            self._stop(request, outcome, now)
 
     def peer_name(self, session: Session) -> str:
         """What a session is called towards others."""
@@ -195,7 +209,7 @@ class Router:
         """Nobody serves it: refuse, unless the caller waits for somebody to come."""
         name = event.endpoint
         if endpoint is not None and endpoint.limits.closed:
-            self._refuse(event, errors.DENIED, f"{name} is closed: {endpoint.limits.closed}")
+            self._refuse(event, errors.DENIED, _closed(endpoint))
         elif event.options.wait:
             endpoint = endpoint or self.registry.get_or_make(name)
             if endpoint is not None:
@@ -500,10 +514,14 @@ class Router:
         for registration in list(session.registrations.values()):
             self.registry.unregister(registration)
         self._stop_all(list(session.requests.values()), errors.CANCELLED, now, cause="caller")
-        for attempt in reversed(list(session.attempts.values())):  # the oldest is put first into the queue last
-            self._lost(attempt, event, now)
         for endpoint in endpoints:
             self._abandon(endpoint, now)
+        attempts = list(session.attempts.values())
+        for attempt in attempts:
+            self._lost(attempt, event, now)
+        for attempt in reversed(attempts):  # each was put before the others: the oldest shall stand first
+            if attempt.request.state is QUEUED:
+                attempt.request.endpoint.queue.put_first(attempt.request)
         if session.endpoint is not None and not endpoints and session.endpoint in self.registry.by_name:
             self._announce(self.registry.by_name[session.endpoint], "detached", session)
         for endpoint in endpoints:
@@ -530,7 +548,7 @@ class Router:
     def _retry(self, request: Request, now: float) -> bool:
         """Try a request again, or let it wait for a worker; False if there is no time or no room."""
         endpoint = request.endpoint
-        if request.deadline <= now or self.draining:
+        if request.deadline <= now or self.draining or endpoint.limits.closed:
             return False
         registration = endpoint.free.choose(request.method)
         if registration is not None:
@@ -590,7 +608,11 @@ class Router:
                 "role": role,
                 "workers": len(endpoint.registrations),
             }
-            self._fan_out(topic.next(Body(encode_json(view))), topic.snapshot())
+            message = topic.next(Body(encode_json(view)))
+            if len(self.fanouts) >= self.limits.fanouts_max:
+                self.counters.broadcasts_refused += 1  # its number is taken: listeners see by the gap that one is missing
+            else:
+                self._fan_out(message, topic.snapshot())
 
     # ------------------------------------------------------------ the broker's own methods
 
@@ -647,7 +669,7 @@ class Router:
         if endpoint is None:
             raise _overloaded("endpoints", f"{self.limits.endpoints_known_max} endpoints are in use")
         if endpoint.limits.closed:
-            raise _Refusal(errors.DENIED, f"{name} is closed: {endpoint.limits.closed}")
+            raise _Refusal(errors.DENIED, _closed(endpoint))
         return endpoint
 
     def _one_more_name(self, session: Session) -> None:
@@ -843,13 +865,18 @@ class Router:
         registrations = endpoint.registrations.values()
         assert len(endpoint.free) == sum(r.free for r in registrations)
         assert endpoint.listeners == sum(len(topic.subscribers) for topic in endpoint.topics.values())
-        for registration in registrations:
+        for registration in (*registrations, *endpoint.leaving.values()):
             attempts = [a for a in registration.session.attempts.values() if a.registration is registration]
-            assert registration.load == len(attempts) <= max(registration.capacity, registration.load)
+            assert registration.load == len(attempts)
             assert registration.free == registration.willing
+            assert registration.gone == (registration.session in endpoint.leaving) and (registration.load or not registration.gone)
             assert not (registration.free and any(
                 registration.methods is None or r.method in registration.methods for r in endpoint.queue
             )), "a request waits though a worker is free for it"  # fmt: skip
+
+
+def _closed(endpoint: Endpoint) -> str:
+    return f"{endpoint.name} is closed: {endpoint.limits.closed}"
 
 
 def _milliseconds(seconds: float) -> float:

@@ -228,7 +228,7 @@ class Link:
         """Queue what comes before all frames: the server's part of the handshake."""
         self._push(response)
 
-    def send(self, payload: bytes, binary: bool = False) -> None:
+    def send(self, payload: bytes | memoryview, binary: bool = False) -> None:
         """Queue one whole message; text must be UTF-8. Joined with others of this loop turn."""
         opcode = BINARY if binary else TEXT
         size = len(payload)
@@ -239,6 +239,9 @@ class Link:
 
     def send_parts(self, parts: list[bytes | memoryview], binary: bool = False) -> None:
         """Queue one whole message that is given in pieces, without joining them first. The list is used up."""
+        if len(parts) == 1:
+            self.send(parts[0], binary)
+            return
         size = 0
         for part in parts:
             size += len(part)

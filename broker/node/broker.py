@@ -7,7 +7,7 @@ import logging
 import secrets
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from tornado.httpserver import HTTPServer
@@ -225,7 +225,7 @@ class Broker:
     async def _close_links(self) -> None:
         """In batches with a random pause between, so that not all come back in the same instant."""
         sessions = self.router.sessions.by_id.values()
-        closes = [link.close for link in self.links.links]
+        closes: list[Callable[[int, str], None]] = [link.close for link in self.links.links]
         closes += [session.link.close for session in sessions if session.dialect == "sse" and session.link is not None]
         for at in range(0, len(closes), CLOSING_BATCH):
             for close in closes[at : at + CLOSING_BATCH]:
@@ -266,7 +266,7 @@ class Broker:
         # Nothing below can fail.
         self.config = config
         self.authenticator.rules, self.gate.proxies = rules, proxies
-        self.router.reconfigure(limits, endpoints)
+        self.router.reconfigure(limits, endpoints, self.engine.now())
         self.engine.perform()
         self.links.limits = links
         if self._acceptor is not None:

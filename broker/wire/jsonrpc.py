@@ -16,6 +16,7 @@ import msgspec
 from broker.core.access import is_name
 from broker.core.errors import (
     DUPLICATE_ID,
+    ENDED_OK,
     INVALID_JSON,
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -50,6 +51,8 @@ ID_MAX = 128
 """bytes of a string id"""
 ROUTES_REMEMBERED = 256
 """methods per link that need not be looked at again"""
+SMALL = 4096
+"""bytes of a payload up to which copying it once more is cheaper than handling pieces"""
 ENVELOPE_MAX = 65536
 """bytes of a message beside its params, result, error, meta and id"""
 ABSENT = msgspec.Raw(b"")
@@ -126,6 +129,7 @@ class JsonRpc:
     __slots__ = (
         "_foreign_prefix",
         "_own_prefix",
+        "_reply_at",
         "_reply_prefix",
         "_routes",
         "binary",
@@ -147,6 +151,7 @@ class JsonRpc:
         self.defaults = defaults
         self._foreign_prefix = b'"%b-' % node.encode()
         self._reply_prefix = b'"%b-%d-' % (node.encode(), session_id)
+        self._reply_at = len(self._reply_prefix)
         self._own_prefix = b'{"jsonrpc":"2.0","id":%b' % self._reply_prefix
 
     def decode(self, text: bytes, attachments: Attachments = ()) -> Decoded:
@@ -162,7 +167,13 @@ class JsonRpc:
             _check_duplicates(text, envelope)
         method = envelope.method
         if method is None:
-            return self._decode_reply(envelope, attachments, fault)
+            reply_id = bytes(envelope.id)
+            # The common reply: a plain result to a call of ours.
+            if reply_id.startswith(self._reply_prefix) and envelope.error is ABSENT and not fault:
+                digits = reply_id[self._reply_at : -1]
+                if digits.isdigit() and len(digits) < 19 and envelope.result is not ABSENT:
+                    return Answered(self.session, int(digits), Body(envelope.result, attachments))
+            return self._decode_reply(envelope, reply_id, attachments, fault)
         wire_id = None
         if envelope.id is not ABSENT:
             wire_id = bytes(envelope.id)
@@ -226,9 +237,8 @@ class JsonRpc:
             raise BadMessage(INVALID_PARAMS, f"$/cancelRequest: {error}") from None
         return Cancel(self.session, _checked_id(cancelled))
 
-    def _decode_reply(self, envelope: Envelope, attachments: Attachments, fault: str) -> Decoded:
+    def _decode_reply(self, envelope: Envelope, wire_id: bytes, attachments: Attachments, fault: str) -> Decoded:
         """Replies as they really come: without result, with both, with errors of any shape."""
-        wire_id = bytes(envelope.id)
         if b"\\" in wire_id:
             wire_id = _checked_id(wire_id)  # some writer escapes more than it must
         error = None
@@ -239,7 +249,7 @@ class JsonRpc:
         if not wire_id and error is None and envelope.result is ABSENT:
             raise BadMessage(INVALID_REQUEST, "neither method nor id, result or error: neither a request nor a reply")
         if wire_id.startswith(self._reply_prefix):
-            digits = wire_id[len(self._reply_prefix) : -1]
+            digits = wire_id[self._reply_at : -1]
             if digits.isdigit() and len(digits) < 19:
                 if fault:
                     return BadReply(self.session, int(digits), fault)
@@ -256,8 +266,12 @@ class JsonRpc:
 
     def _encode_call(self, call: Call) -> Pieces:
         body = call.body
+        size = len(body.raw)
+        if 0 < size <= SMALL and not (body.attachments or self.meta):  # the common call, in one formatting
+            method = call.method.encode() if call.endpoint == self.endpoint else self._method(call)
+            return [b'%b%d","method":"%b","params":%b}' % (self._own_prefix, call.attempt.id, method, body.raw)]
         pieces: Pieces = [self._own_prefix, b'%d","method":"%b"' % (call.attempt.id, self._method(call))]
-        if len(body.raw):
+        if size:
             pieces += (b',"params":', self._inline(body))
         if self.meta:
             meta: dict[str, object] = {"timeout": round(call.left_s, 3)}
@@ -284,6 +298,8 @@ class JsonRpc:
             if end.outcome.kind is DUPLICATE_ID:
                 return [encode_error(b"null", end.outcome, end.meta, duplicate=wire_id)]
             return [encode_error(wire_id, end.outcome, end.meta)]
+        if end.outcome is ENDED_OK and end.meta is None and len(body.raw) <= SMALL and not body.attachments:
+            return [b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (wire_id, body.raw)]  # the common reply
         member = b"error" if end.outcome.kind is WORKER_ERROR else b"result"
         pieces: Pieces = [b'{"jsonrpc":"2.0","id":%b,"%b":' % (wire_id, member), self._inline(body)]
         if end.meta is not None:

@@ -198,7 +198,7 @@ def test_policies_agree_with_the_plain_model(policy: str, seed: int, steps: int)
         match rng.randrange(4):
             case 0 if len(made) < 6:
                 methods = rng.choice((None, frozenset("a"), frozenset("ab")))
-                registration = Registration(None, None, len(made), methods, 9, None)  # type: ignore[arg-type]
+                registration = registered(len(made), methods)
                 made.append(registration)
                 subject.add(registration)
                 model.free.append(registration)
@@ -246,7 +246,7 @@ def test_queue_takes_from_anywhere_and_keeps_its_order() -> None:
     queue.discard(requests[2])
     queue.discard(requests[2])
     assert list(queue) == [requests[0], requests[1], requests[3]] and len(queue) == 3 and requests[2] not in queue
-    only = Registration(None, None, 1, frozenset({"m1"}), 1, None)  # type: ignore[arg-type]
+    only = registered(1, frozenset({"m1"}))
     assert queue.take(only) is requests[1] and queue.take(only) is None
-    anything = Registration(None, None, 2, None, 1, None)  # type: ignore[arg-type]
+    anything = registered(2, None)
     assert [queue.take(anything), queue.take(anything), queue.take(anything)] == [requests[0], requests[3], None]

@@ -55,10 +55,6 @@ class FileHandler(Door):
         self.check_door()
         self.send_file(name)
 
-    def head(self, name: str) -> None:
-        """As `get`, without the content."""
-        self.get(name)
-
     def send_file(self, name: str) -> None:
         """Answer with a file of the package."""
         if name not in TYPES:
@@ -83,7 +79,3 @@ class PageHandler(FileHandler):
         self.set_header("Content-Security-Policy", PAGE_POLICY)
         self.set_header("Referrer-Policy", "no-referrer")
         self.send_file(PAGE)
-
-    def head(self, name: str = PAGE) -> None:
-        """As `get`, without the content."""
-        self.get(name)

@@ -42,7 +42,7 @@ class WebSocketPeer:
         try:
             if binary:
                 event = self._decode_binary(payload)
-            elif payload[:1] == b"{" or not is_batch(payload):
+            elif payload.startswith(b"{") or not is_batch(payload):
                 event = self._codec.decode(payload)
             else:
                 self._take_batch(payload)

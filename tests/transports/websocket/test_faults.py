@@ -96,7 +96,7 @@ def test_fault_04_callers_that_go_leave_no_memory_behind() -> None:
             assert len(router.sessions) == 1
             assert not any(session.attempts for session in router.sessions.by_id.values())
             assert len(router.pending.deadlines) == 0
-            assert grown < 600_000, f"{grown} bytes are left of 14,500 requests"
+            assert grown < 200_000, f"{grown} bytes are left of 14,500 requests"
 
     run(main, "uvloop")
 
