@@ -12,6 +12,7 @@ import msgspec
 
 from broker.cli.connection import broker_options, print_json, read_json, run
 from broker.cli.exits import Exit, Failure
+from broker.cli.transfer import goes_on, save_ranges
 from broker.client.async_client import AsyncClient
 from broker.peer.errors import BrokerError, NoEndpoint, NoMethod
 from broker.peer.values import ValueUnfit, decode, encode
@@ -38,18 +39,35 @@ def call(
     if timeout <= 0:
         raise Failure(Exit.USAGE, f"--timeout {timeout:g} is not a positive number of seconds")
 
-    async def ask(client: AsyncClient) -> Any:
+    async def ask(client: AsyncClient) -> tuple[Any, bool]:
+        """The reply, and whether its bytes are saved already."""
         try:
-            return await client.call(method, arguments, wait=wait, idempotent=idempotent)
+            reply = await client.call(method, arguments, wait=wait, idempotent=idempotent)
         except (NoEndpoint, NoMethod) as error:
             await _suggest(client, error)
             raise
+        if out is None or not goes_on(reply):
+            return reply, False
+
+        async def ask_again(params: dict[str, Any]) -> Any:
+            return await client.call(method, params, idempotent=idempotent)
+
+        try:
+            return await save_ranges(ask_again, arguments, reply, out), True
+        except OSError as error:
+            if isinstance(error, BrokerError):
+                raise
+            raise Failure(Exit.USAGE, f"--out {out}: {error.strerror}") from None
 
     try:
-        result = run(ask, url, token, as_json, timeout=timeout)
+        result, is_saved = run(ask, url, token, as_json, timeout=timeout)
     except TypeError as error:
         raise Failure(Exit.USAGE, str(error)) from None
-    _print(result, out, as_json)
+    if not is_saved:
+        _print(result, out, as_json)
+    elif str(out) != "-":
+        click.echo(f"wrote {result['length']} bytes to {out}", err=True)
+        print_json(result, pretty=sys.stdout.isatty() and not as_json)
 
 
 def _attach(params: Any, attach: tuple[str, ...]) -> Any:

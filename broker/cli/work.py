@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from broker.cli.connection import exit_code
 from broker.cli.exits import Exit, Failure
@@ -18,6 +19,7 @@ from broker.peer.errors import BrokerError
 from broker.worker.worker import CAPACITY, Worker
 
 WORKERS: dict[str, tuple[str, str]] = {
+    "files": ("broker.cli.files:files", "Serve a folder: list, read, watch, and write where allowed."),
     "python": ("broker.cli.work:python", "Serve a function, an object, a class or a module."),
     "exec": ("broker.cli.work:execute", "Serve a command: one process per request."),
 }
@@ -60,7 +62,7 @@ def python(
     A function is served by its name; an object by its public methods; a class is made an object first; without
     OBJECT, the functions of the module.
     """
-    worker = Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+    worker = new_worker(endpoint, url, token, name, capacity, no_wait)
     _fill(worker, _load(target), target)
     run_worker(worker)
 
@@ -79,16 +81,24 @@ def execute(
     """
     from broker.worker.command import Command
 
-    worker = Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+    worker = new_worker(endpoint, url, token, name, capacity, no_wait)
     worker.add_fallback(Command(command))
     run_worker(worker)
 
 
-def run_worker(worker: Worker) -> None:
-    """Run a worker in the foreground; what it has to say goes to standard error."""
+def new_worker(endpoint: str, url: str | None, token: str | None, name: str, capacity: int, no_wait: bool) -> Worker:
+    """The worker that the options ask for. Raises Failure for a name that is none."""
+    try:
+        return Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+    except ValueError as error:
+        raise Failure(Exit.USAGE, str(error)) from None
+
+
+def run_worker(worker: Worker, *, as_json: bool = False) -> None:
+    """Run a worker in the foreground; what it has to say goes to standard error, on wish as lines of JSON."""
     said = logging.getLogger("broker")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(message)s"))
     said.addHandler(handler)
     level = said.level
     said.setLevel(logging.INFO)
@@ -99,6 +109,17 @@ def run_worker(worker: Worker) -> None:
     finally:
         said.setLevel(level)
         said.removeHandler(handler)
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object per line: `time` in Unix seconds, `level`, `message`, and the traceback as `error`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
 
 
 def _load(target: str) -> Any:

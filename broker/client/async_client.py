@@ -135,7 +135,7 @@ class AsyncClient:
 
     async def connect(self) -> Self:
         """Connect now; otherwise the first request does. Raises CannotConnect, Refused, InvalidRequest."""
-        await (await self._open()).open()
+        await self._ready()
         return self
 
     async def close(self) -> None:
@@ -181,14 +181,15 @@ class AsyncClient:
         Raises the exception of its outcome (`RemoteError`, `DeadlineExceeded`, `NoWorker`, …), ConnectionLost, and
         ValueError or TypeError for parameters that cannot be sent. Cancelling the task cancels the request.
         """
+        loop = asyncio.get_running_loop()
         connection = self._connection
-        if connection is None or not connection.is_up:
+        if connection is None or not connection.is_up or connection.loop is not loop:
             connection = await self._ready()
         raw, attachments = encode_params(method, params)
         options = self._options if timeout is UNSET else options_for(timeout)
         if idempotent or wait or retries is not None or trace is not None:
             options = Options(timeout=options.timeout, idempotent=idempotent, retries=retries, wait=wait, trace=trace)
-        future = asyncio.get_running_loop().create_future()
+        future = loop.create_future()
         call = connection.ask(method, raw, attachments, options, future)
         try:
             return await future
@@ -201,9 +202,7 @@ class AsyncClient:
         connection = await self._ready()
         return self._submit(connection, method, params, options)
 
-    def _submit(
-        self, connection: Connection, method: str, params: Any, options: dict[str, Any]
-    ) -> asyncio.Future[Any]:
+    def _submit(self, connection: Connection, method: str, params: Any, options: dict[str, Any]) -> asyncio.Future[Any]:
         raw, attachments = encode_params(method, params)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         options.setdefault("timeout", self._timeout)
@@ -268,13 +267,12 @@ class AsyncClient:
 
         Raises Denied without the role. Renewed by itself after reconnecting.
         """
+        if endpoint is None and topic is not None:
+            raise ValueError("a topic belongs to an endpoint; name it")
         connection = await self._ready()
         subscription = Subscription(self, endpoint, topic)
-        key = (endpoint, topic)
-        self._subscriptions.setdefault(key, []).append(subscription)
+        self._subscriptions.setdefault((endpoint, topic), []).append(subscription)
         if endpoint is None:
-            if topic is not None:
-                raise ValueError("a topic belongs to an endpoint; name it")
             return subscription
         raw, _ = encode_params("broker.subscribe", _place(endpoint, topic))
         try:
@@ -315,6 +313,8 @@ class AsyncClient:
     async def _ready(self) -> Connection:
         """The connection; opened, if this is the first that is wanted of it."""
         connection = await self._open()
+        if connection.loop is not asyncio.get_running_loop():
+            raise RuntimeError("this client belongs to another event loop; make one for each, or use Client")
         if not connection.is_up:
             await connection.open()
         return connection
@@ -364,8 +364,14 @@ class AsyncClient:
     def link_changed(self, up: bool, why: str) -> None:
         """Calls wait by themselves."""
 
+    def standing_refused(self, key: tuple[str, ...], error: BrokerError) -> None:
+        """A subscription is not allowed on the new connection: its readers are told."""
+        _, endpoint, topic = key
+        for subscription in self._subscriptions.pop((endpoint, topic or None), ()):
+            subscription._end(error)
+
     def gave_up(self, error: BrokerError) -> None:
-        """No connection any more, or a subscription was refused on the new one: readers are told."""
+        """No connection any more: readers are told."""
         for subscriptions in list(self._subscriptions.values()):
             for subscription in list(subscriptions):
                 subscription._end(error)

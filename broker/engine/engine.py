@@ -81,15 +81,15 @@ class Engine:
         self._performing = True
         try:
             for effect in effects:  # grows while it is walked over
-                if type(effect) is Deliver:
-                    link = effect.session.link
-                    if link is not None:
-                        try:
+                try:
+                    if type(effect) is Deliver:
+                        link = effect.session.link
+                        if link is not None:
                             link.deliver(effect.message)
-                        except Exception:
-                            self._failed(effect.session)
-                else:
-                    self._perform[type(effect)](effect)
+                    else:
+                        self._perform[type(effect)](effect)
+                except Exception:
+                    self._failed(effect.session)
         finally:
             effects.clear()
             self._performing = False
@@ -97,8 +97,11 @@ class Engine:
     def _failed(self, session: Any) -> None:
         """A peer's own code raised: its link ends, nobody else notices."""
         log.exception("delivering to %s failed; its link is closed", session)
-        if session.link is not None:
-            session.link.close(1011, "the broker failed to write to this link")
+        try:
+            if session.link is not None:
+                session.link.close(1011, "the broker failed to write to this link")
+        except Exception:
+            log.exception("closing %s failed too", session)
 
     def _close_link(self, effect: CloseLink) -> None:
         if effect.session.link is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from broker.core.errors import CLOSES, MESSAGE_TOO_BIG, NORMAL, PROTOCOL_ERROR
+from broker.core.errors import ABNORMAL, CLOSES, MESSAGE_TOO_BIG, NORMAL
 from broker.links.connect import connect
 from broker.links.handshake import HandshakeError
 from broker.links.limits import LinkLimits
@@ -80,8 +80,11 @@ class Owner(Protocol):
     def link_changed(self, up: bool, why: str) -> None:
         """There is a link (again), or none any more."""
 
+    def standing_refused(self, key: tuple[str, ...], error: BrokerError) -> None:
+        """What stood under `key` could not be repeated on a new link."""
+
     def gave_up(self, error: BrokerError) -> None:
-        """The link is gone and there will be none again; or what stood could not be repeated on a new one."""
+        """The link is gone and there will be none again."""
 
 
 class Connection:
@@ -92,8 +95,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_backoff", "_closing", "_congested", "_final", "_link", "_links", "_loop", "_opened_at", "_opening", "_owner",
-        "_pump_due", "_reconnect", "_ssl_context", "_target", "_task", "_timer", "_timer_at", "session", "url",
+        "_backoff", "_closing", "_congested", "_final", "_link", "_links", "_opened_at", "_opening", "_owner",
+        "_pump_due", "_reconnect", "_ssl_context", "_target", "_task", "_timer", "_timer_at", "loop", "session", "url",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +110,7 @@ class Connection:
     ) -> None:
         self.session = Session()
         self.url = ""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         soft = LinkLimits().outbox_soft_bytes
         # A message is given to the link while its outbox is below the soft bound, so this is never exceeded.
         self._links = LoopLinks(LinkLimits(outbox_hard_bytes=soft + MESSAGE_MAX_BYTES + 65_536))
@@ -158,7 +161,7 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._give_up(_CLOSED_HERE, tell=False)
+        self._give_up(_CLOSED_HERE)
         await self._links.close(NORMAL.code, "")
 
     def _check_alive(self) -> None:
@@ -187,7 +190,7 @@ class Connection:
         self, name: str, params: bytes = b"", attachments: Attachments = (), options: Options = DEFAULT_OPTIONS
     ) -> Any:
         """Ask, and wait for the value. Cancelling the task cancels the request."""
-        future = self._loop.create_future()
+        future = self.loop.create_future()
         call = self.ask(name, params, attachments, options, future)
         try:
             return await future
@@ -219,9 +222,8 @@ class Connection:
         try:
             result = self.session.receive(payload, binary, time.monotonic())
         except ValueError as error:
-            log.error("%s; the connection is opened anew", error)
             if self._link is not None:
-                self._link.close(PROTOCOL_ERROR.code, "not understood")
+                self._link.abort(ABNORMAL.code, str(error))
             return
         if result is not None:
             self._perform(result)
@@ -240,12 +242,12 @@ class Connection:
             return
         if time.monotonic() - self._opened_at > STEADY_S:
             self._backoff.reset()
-        why = f"the connection to {self.url} broke" if code == 1006 else f"the broker closed the connection: {code}"
-        why = f"{why} {reason}".rstrip()
+        broke = f"the connection to {self.url} broke{f': {reason}' if reason else ''}"
+        why = broke if code == ABNORMAL.code else f"the broker closed the connection: {code} {reason}".rstrip()
         come_back = self._reconnect and not self._closing and code not in _NO_RETURN
         results = self.session.detached(link.flushed, why, come_back=come_back)
         if come_back:
-            self._task = self._loop.create_task(self._come_back())
+            self._task = self.loop.create_task(self._come_back())
         elif not self._closing:
             self._final = ConnectionLost(why)
         for result in results:
@@ -272,7 +274,8 @@ class Connection:
         waiter: Waiter | None = ended.call.waiter
         if waiter is None:
             if ended.error is not None and ended.call.standing:
-                self._owner.gave_up(ended.error)
+                self.session.unstand(ended.call.standing)
+                self._owner.standing_refused(ended.call.standing, ended.error)
             return
         if waiter.done():
             return
@@ -295,7 +298,7 @@ class Connection:
                 # The link writes at the end of this turn, and says `congested` if that was not enough.
                 if not self._pump_due:
                     self._pump_due = True
-                    self._loop.call_soon(self._pump_on)
+                    self.loop.call_soon(self._pump_on)
                 return
             frame = session.take(time.monotonic())
             if frame is None:
@@ -315,7 +318,7 @@ class Connection:
             self._timer = None
         self._timer_at = due
         if due != float("inf") and not self._closing:
-            self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._tick)
+            self._timer = self.loop.call_later(max(0.0, due - time.monotonic()), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -349,6 +352,9 @@ class Connection:
             raise _cannot(self.url, _why(error)) from None
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
+        if self._closing:
+            link.abort()
+            raise ConnectionLost(_CLOSED_HERE)
         self._link = link
         self._opened_at = time.monotonic()
         link.start(self)
@@ -385,12 +391,13 @@ class Connection:
             await asyncio.sleep(self._backoff.next_s())
             await self._keep_trying()
         except BrokerError as error:
-            self._give_up(str(error), tell=True)
+            self._give_up(str(error))
+            self._owner.gave_up(error)
         finally:
             if self._task is asyncio.current_task():
                 self._task = None
 
-    def _give_up(self, why: str, *, tell: bool) -> None:
+    def _give_up(self, why: str) -> None:
         """No link, and none will come: whoever waits is told."""
         if self._final is None:
             self._final = ConnectionLost(why)
@@ -399,8 +406,6 @@ class Connection:
             self._perform(result)
         if link is not None:
             self._owner.link_changed(False, why)
-        if tell:
-            self._owner.gave_up(self._final)
 
 
 def websocket_url(url: str) -> str:

@@ -127,8 +127,10 @@ DEFAULT_OPTIONS = Options()
 
 
 class Pending:
-    """One call that has not ended. `waiter` is the owner's, to know whom to tell; `mark` is the link's byte count
-    behind it once it was taken, None before.
+    """One call that has not ended.
+
+    `waiter` is the owner's, to know whom to tell; `mark` is the link's byte count behind it once it was taken, None
+    before; `standing` is the key of what is repeated on every link.
     """
 
     __slots__ = (
@@ -152,7 +154,7 @@ class Pending:
         self.slot: dict[Pending, None] | None = None
         self.mark: int | None = None
         self.sent = 0
-        self.standing = False
+        self.standing: tuple[str, ...] | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
@@ -305,9 +307,7 @@ class Session:
         self.outbox.append(_frame([head, result, b"}"], attachments))
         return True
 
-    def fail(
-        self, number: int | str, code: int, message: str, data: Any = None, *, retryable: bool = False
-    ) -> bool:
+    def fail(self, number: int | str, code: int, message: str, data: Any = None, *, retryable: bool = False) -> bool:
         """The error that ends a request. `data` must be JSON. False if nobody waits for it any more."""
         if self._attempts.pop(number, None) is None:
             return False
@@ -326,10 +326,10 @@ class Session:
         """There is a link, new and empty: what stands is asked on it first, then what waited."""
         self.linked = True
         standing = []
-        for name, params in self._standing.values():
+        for key, (name, params) in self._standing.items():
             self._made += 1
             call = Pending(self._made, "", name, params, (), DEFAULT_OPTIONS, None, now)
-            call.standing = True
+            call.standing = key
             self.pending[call.id] = call
             standing.append(Frame([], False, call))
         self.outbox.extendleft(reversed(standing))

@@ -66,7 +66,7 @@ def read_json(text: bytes, what: str = "the body") -> bytes:
     try:
         if not text.isascii():
             text.decode()
-        return bytes(_decode_raw(text)).strip()
+        return bytes(_decode_raw(text))
     except UnicodeDecodeError as error:
         raise BadCall(INVALID_JSON, f"{what} is no UTF-8: {error}") from None
     except RecursionError:

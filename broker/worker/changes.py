@@ -64,7 +64,7 @@ class _Watcher:
         self._lock = lock
         self.waiting: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self.stop = threading.Event()
-        threading.Thread(target=self._watch, name="worker-changes", daemon=True).start()
+        threading.Thread(target=self._watch, name="folder-changes", daemon=True).start()
 
     def _watch(self) -> None:
         from watchfiles import watch

@@ -95,6 +95,8 @@ class Confined:
         """The names from the folder down to where a path leads. Raises FileRefused if that is not below."""
         if not isinstance(path, str) or "\0" in path:
             raise FileRefused("path must be text without NUL")
+        if not _is_unicode(path):
+            raise FileRefused(f"there is no {show(path)} here")
         if path.startswith("/"):
             raise FileRefused(f"{show(path)}: paths are relative to the folder that is served")
         try:
@@ -103,8 +105,6 @@ class Confined:
             raise refusal(path, error) from None
         except RuntimeError:
             raise FileRefused(f"{show(path)}: its links lead in a circle") from None
-        except ValueError:  # text that is no name on this system
-            raise FileRefused(f"there is no {show(path)} here") from None
         if resolved != self.root and self.root not in resolved.parents:
             raise FileRefused(f"{show(path)} leads out of the folder that is served")
         return resolved.relative_to(self.root).parts

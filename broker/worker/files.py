@@ -35,7 +35,7 @@ PATTERN_MAX = 1000
 STABLE_S = 0.3
 LOOK_SOON_S = 0.2
 LOOK_AGAIN_S = 2.0
-"""How often a watched folder is read anew, whatever its file system tells of changes (network file systems: nothing)."""
+"""How often a watched folder is read anew, whatever its file system tells of changes (those on a network: nothing)."""
 LEFT_OVER_S = 86_400.0
 """An upload that nobody went on with for so long is removed when the next one begins in its folder."""
 
@@ -219,7 +219,8 @@ class Files:
         if not parts:
             raise FileRefused(f"{show(path)} is a folder")
         if not self._is_served(parts):
-            raise FileRefused(f"{show(path)}: only files of the types {', '.join(self._types) or 'served'} are written")
+            kinds = f"of the types {', '.join(self._types)}" if self._types else "of other names"
+            raise FileRefused(f"{show(path)}: only files {kinds} are served")
         try:
             with self._place.folder(parts[:-1]) as folder:
                 return self._write(folder, parts[-1], path, memoryview(data), overwrite, upload, offset, last)
@@ -240,7 +241,7 @@ class Files:
             if last:
                 _publish(folder, part, name, path, overwrite)
         except FileRefused:
-            if upload is None:
+            if upload is None or last:
                 _unlink(folder, part)
             raise
         return {"path": path, "size": size, "length": data.nbytes, "written": last}
@@ -317,7 +318,8 @@ class Files:
         """What is in a folder; files that are not served do not exist."""
         try:
             for entry in self._place.walk(parts, recursive, look):
-                if stat.S_ISDIR(entry.state.st_mode) or (self._is_served(entry.parts) and self._is_served(entry.target)):
+                served = self._is_served(entry.parts) and self._is_served(entry.target)
+                if served or stat.S_ISDIR(entry.state.st_mode):
                     yield entry
         except OSError as error:
             if error.errno == errno.ENOENT:
@@ -511,8 +513,7 @@ def _append(folder: int, part: str, path: str, data: memoryview, offset: int, mo
         if last:
             os.fsync(descriptor)  # some file systems tell only now that they are full
     except OSError as error:
-        if offset == 0:
-            _unlink(folder, part)
+        _unlink(folder, part)  # above all on a full disk
         raise FileRefused(f"{show(path)} is not written: {error.strerror}") from None
     finally:
         os.close(descriptor)
@@ -543,7 +544,6 @@ def _publish(folder: int, part: str, name: str, path: str, overwrite: bool) -> N
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        _unlink(folder, part)
         raise FileRefused(f"{show(path)} is not written: {error.strerror}") from None
 
 

@@ -64,12 +64,32 @@ def describe(method: Method) -> dict[str, Any]:
     if doc:
         told["doc"] = doc[:DOC_MAX]
     try:
-        signature = inspect.signature(method.function)
+        signature = _signature(method.function)
     except (TypeError, ValueError):
         return told  # a function written in C that says nothing of itself
     told["signature"] = str(signature)[:DOC_MAX]
     told["params"] = [_describe(parameter) for parameter in signature.parameters.values()]
     return told
+
+
+class _Text(str):
+    """An annotation that is text already (PEP 563) and is shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _signature(function: Function) -> inspect.Signature:
+    """The signature, its annotations as they were written. Raises TypeError and ValueError where there is none."""
+    signature = inspect.signature(function)
+    parameters = [one.replace(annotation=_written(one.annotation)) for one in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=_written(signature.return_annotation))
+
+
+def _written(annotation: Any) -> Any:
+    return _Text(annotation) if isinstance(annotation, str) else annotation
 
 
 def _describe(parameter: inspect.Parameter) -> dict[str, Any]:
@@ -84,7 +104,7 @@ def _describe(parameter: inspect.Parameter) -> dict[str, Any]:
         told["default"] = parameter.default
     if parameter.annotation is not parameter.empty:
         annotation = parameter.annotation
-        told["type"] = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        told["type"] = str(annotation) if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return told
 
 
@@ -93,7 +113,7 @@ def wrong_params(method: Method, arguments: list[Any], named: dict[str, Any], er
     if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
         return None  # raised within it
     try:
-        signature = inspect.signature(method.function)
+        signature = _signature(method.function)
         signature.bind(*arguments, **named)
     except TypeError as reason:
         return Failure(BAD_PARAMS, "Invalid params", {"detail": f"{method.name}{signature}: {reason}"})

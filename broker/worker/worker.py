@@ -220,7 +220,8 @@ class Worker:
                 await connection.request("broker.unserve", params, (), _LEAVING)
             except BrokerError as error:
                 log.debug("leaving: %s", error)
-        while (self._running or connection.session.outbox) and connection.is_up and time.monotonic() < ends_at:  # noqa: ASYNC110
+        session = connection.session
+        while (self._running or session.outbox) and connection.is_up and time.monotonic() < ends_at:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     async def __aenter__(self) -> Self:
@@ -344,8 +345,12 @@ class Worker:
         elif not self._stopping:
             log.warning("%s; coming back", why)
 
+    def standing_refused(self, key: tuple[str, ...], error: BrokerError) -> None:
+        """The broker does not let it serve again: that is the end."""
+        self.gave_up(error)
+
     def gave_up(self, error: BrokerError) -> None:
-        """There will be no connection any more, or the broker does not let it serve again."""
+        """There will be no connection any more."""
         if not self._ended.done():
             self._ended.set_exception(error)
             self._ended.exception()  # whoever waits gets it; nobody has to

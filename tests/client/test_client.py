@@ -67,7 +67,7 @@ def test_the_same_names_as_the_asynchronous_one() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    inner = {"asked", "cancel_asked", "heard", "link_changed", "gave_up"}
+    inner = {"asked", "cancel_asked", "heard", "link_changed", "gave_up", "standing_refused"}
     assert public(package.Client) == public(package.AsyncClient) - inner
 
 

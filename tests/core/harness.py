@@ -162,6 +162,12 @@ class World:
     def drain(self, *, now: bool = False) -> None:
         self.feed(Drain(now))
 
+    def reconfigure(self, limits: Limits, endpoints: Mapping[str, EndpointLimits]) -> None:
+        self.router.reconfigure(limits, endpoints, self.now)
+        self.effects += self.router.effects
+        self.router.effects.clear()
+        self.router.check()
+
     def tick(self, limit: int = SLICE) -> bool:
         more = self.router.tick(self.now, limit)
         self.effects += self.router.effects

@@ -19,6 +19,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from broker.core import errors
 from broker.core.access import Grant, Role
 from broker.core.events import (
@@ -105,7 +107,7 @@ class Simulator:
         self.seed = seed
         limits = Limits(
             deadline_s=5.0, in_flight_max=rng.choice((4, 20, 100)), queue_max=rng.choice((1, 4, 50)),
-            capacity=rng.choice((1, 3, 64)), fanouts_max=rng.choice((2, 100)), endpoints_known_max=100,
+            capacity=rng.choice((1, 3, 64)), fanouts_max=rng.choice((1, 3, 100)), endpoints_known_max=100,
             topics_per_endpoint_max=100, message_max_bytes=100, slot_s=rng.choice((0.05, 0.05, 0.01, 0.03)),
         )  # fmt: skip
         self.witness = (make or (lambda given, now: Witness(given, ENDPOINTS, now)))(limits, 0.0)
@@ -126,12 +128,12 @@ class Simulator:
         acts: list[tuple[Callable[[], None], int]] = [
             (self.come, 6), (self.ask, 60), (self.ask_many, 4), (self.notify, 3), (self.cancel, 8), (self.leave, 2),
             (self.command, 8), (self.publish, 4), (self.outbox, 3), (self.misbehave, 2), (self.echo, 2),
-            (self.answer_foreign, 3),
+            (self.answer_foreign, 3), (self.reconfigure, 1), (self.serve_again, 3),
         ]  # fmt: skip
         self.acts = [act for act, _ in acts]
         self.weights = [weight * rng.choice((0.1, 1, 1, 3)) for _, weight in acts]
         self.pace_s = rng.choice((0.0005, 0.005, 0.05))
-        self.drain_at = rng.choice((None, None, None, rng.randrange(300, 1500)))
+        self.drain_at = rng.choice((None, None, None, rng.randrange(100, 1500)))
 
     # ------------------------------------------------------------ running
 
@@ -164,7 +166,7 @@ class Simulator:
             self.until(idea_at)
             if self.drain_at is not None and self.steps >= self.drain_at:
                 self.drain_at = None
-                self.feed(Drain(self.rng.random() < 0.3), "the broker drains")
+                self.feed(Drain(self.rng.random() < 0.5), "the broker drains")
             elif len(self.peers) < 3:
                 self.come()
             else:
@@ -219,7 +221,7 @@ class Simulator:
             if isinstance(effect, StartFanout):
                 if not self.fanning:
                     self.fanning = True
-                    self.later(0.0, self.fan_out)
+                    self.later(self.rng.choice((0.0, 0.0, 0.02)), self.fan_out)
                 continue
             peer = next((peer for peer in self.peers if peer.session is effect.session), None)
             if peer is None:
@@ -237,7 +239,7 @@ class Simulator:
             self.say(f"{self.names[session]} < broadcast {message.endpoint}/{message.topic} {message.seq}")
         self.fanning = len(self.witness.router.fanouts) > 0
         if self.fanning:
-            self.later(self.rng.choice((0.0, 0.001)), self.fan_out)
+            self.later(self.rng.choice((0.0, 0.001, 0.02)), self.fan_out)
 
     def send(self, peer: Peer, event: Callable[[Session], Event], line: str) -> None:
         """Over the peer's link to the router: later, perhaps never, perhaps twice."""
@@ -297,7 +299,8 @@ class Simulator:
         peer = Peer(kind, rng, self.trouble)
         self.made += 1
         peer.id = self.made
-        endpoint = rng.choice((None, *NAMES[:4])) if kind != "w" else rng.choice(NAMES[:4])
+        names = [name for name in NAMES[:4] if not self.witness.closed(name)]  # elsewhere its link is turned away
+        endpoint = rng.choice((None, *names)) if kind != "w" else rng.choice(names)
         lives_s = rng.choice((None, None, None, 0.0, 3.0, 60.0))
         event = Attached(
             session=peer.id, link=NoLink(takes_binary=rng.random() < 0.5), principal=f"p{peer.id}", role=role,
@@ -394,11 +397,30 @@ class Simulator:
             params["to"] = f"n-{rng.choice(self.peers).id}"
         self.run_command("broker.publish", params)
 
-    def run_command(self, method: str, params: dict[str, object]) -> None:
-        peer, wire_id = self.rng.choice(self.peers), self.wire_id()
+    def run_command(self, method: str, params: dict[str, object], peer: Peer | None = None) -> None:
+        peer, wire_id = peer or self.rng.choice(self.peers), self.wire_id()
         raw = json.dumps({name: value for name, value in params.items() if value is not None}).encode()
         line = f"{peer.kind}{peer.id} says {wire_id!r} {method} {raw.decode()}"
         self.send(peer, lambda session: Asked(session, wire_id, "", method, Body(raw)), line)
+
+    def serve_again(self) -> None:
+        """A worker leaves an endpoint, perhaps with requests in its hands, and serves it again soon after."""
+        rng, peer = self.rng, self.rng.choice(self.peers)
+        names = [name for name, workers in self.witness.serving.items() if peer.session in workers]
+        if names:
+            params: dict[str, object] = {"endpoint": rng.choice(names)}
+            self.run_command("broker.unserve", params, peer)
+            again = params | {"capacity": rng.choice((None, 1, 2))}
+            self.later(rng.choice((0.0, 0.01, 0.5)), lambda: self.run_command("broker.serve", again, peer))
+
+    def reconfigure(self) -> None:
+        """Close some endpoints, open the others."""
+        endpoints = dict(ENDPOINTS)
+        for name in ("round", "plain"):
+            if self.rng.random() < 0.3:
+                endpoints[name] = msgspec.structs.replace(endpoints.get(name, EndpointLimits()), closed="moved")
+        self.say(f"> closed are {[name for name in endpoints if endpoints[name].closed]}")
+        self.perform(self.witness.reconfigure(endpoints))
 
     def outbox(self) -> None:
         peer, congested = self.rng.choice(self.peers), self.rng.random() < 0.5

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.core import errors
+from broker.core import errors, router
 from broker.core.access import Grant, Role
 from broker.core.errors import Kind
 from broker.core.events import CloseLink
@@ -260,6 +260,17 @@ def test_admin_lists_peers_and_pending() -> None:
         "attempts": 1, "age_s": 1.0, "left_s": 9.0,
     }  # fmt: skip
     assert (second["state"], second["worker"], second["left_s"]) == ("queued", None, 19.0)
+
+
+def test_admin_lists_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert router.LIST_MAX == 10_000
+    monkeypatch.setattr(router, "LIST_MAX", 3)
+    world = World()
+    admin, callers = world.attach(grants=ADMIN), [world.caller() for _ in range(5)]
+    for caller in callers:
+        world.ask(caller, "x", wait=True)
+    assert [row["peer"] for row in result(world, admin, "broker.admin.peers")] == ["n-1", "n-2", "n-3"]
+    assert [row["request"] for row in result(world, admin, "broker.admin.pending")] == [1, 2, 3]
 
 
 def test_admin_cancel_of_nothing() -> None:

@@ -18,6 +18,13 @@ from broker.core.sessions import Session
 from tests.core.harness import World
 
 
+def registered(number: int, methods: frozenset[str] | None) -> Registration:
+    """A registration of nobody anywhere."""
+    registration = Registration(None, None)  # type: ignore[arg-type]
+    registration.number, registration.methods, registration.capacity = number, methods, 9
+    return registration
+
+
 def world_with(policy: str) -> World:
     return World(endpoints={"e": EndpointLimits(policy=policy)})
 

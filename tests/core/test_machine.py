@@ -109,7 +109,7 @@ class RouterMachine(RuleBasedStateMachine):
     @rule(
         role=st.sampled_from([Role.WORKER, Role.WORKER, Role.CALLER, Role.LISTENER]),
         grants=st.sampled_from(["all", "all", "all", *GRANTS]),
-        endpoint=st.none() | names.filter(lambda name: name != "shut"),
+        endpoint=st.none() | names,
         listen=st.booleans(),
         capacity=st.none() | st.integers(1, 3),
         lives_s=st.none() | st.sampled_from([0.0, 0.3, 40.0]),
@@ -117,7 +117,8 @@ class RouterMachine(RuleBasedStateMachine):
     def attach(
         self, role: Role, grants: str, endpoint: str | None, listen: bool, capacity: int | None, lives_s: float | None
     ) -> None:
-        self.come(role, grants, endpoint, listen=listen, capacity=capacity, lives_s=lives_s)
+        if endpoint is None or not self.witness.closed(endpoint):  # there a link is turned away
+            self.come(role, grants, endpoint, listen=listen, capacity=capacity, lives_s=lives_s)
 
     @precondition(lambda self: len(self.witness.sessions) > 2)
     @rule(number=numbers, flushed=st.integers(0, 1))
@@ -262,6 +263,7 @@ class RouterMachine(RuleBasedStateMachine):
                 "malformed",
                 "echo",
                 "drain",
+                "close",
             ]
         ),
         number=numbers,
@@ -299,6 +301,9 @@ class RouterMachine(RuleBasedStateMachine):
                 self.feed(Malformed(peer, "what", flag))
             case "echo":
                 self.echo(number, attempt)
+            case "close" if endpoint in ("round", "plain"):
+                closed = {endpoint: EndpointLimits(closed="moved")} if flag else {}
+                self.witness.reconfigure(ENDPOINTS | closed)
             case "drain" if self.made > 9:
                 self.feed(Drain(flag))
 

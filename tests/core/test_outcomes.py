@@ -520,6 +520,20 @@ def test_drain_now_ends_all_and_gives_out_nothing_more() -> None:
     assert world.router.pending.count == 0
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_what_a_shutdown_ends_may_be_repeated_if_it_never_ran_or_is_idempotent(idempotent: bool) -> None:
+    world = World()
+    caller, worker = world.caller(), world.worker(capacity=1)
+    for wire_id in ("given out", "waiting"):
+        world.ask(caller, wire_id, idempotent=idempotent)
+    assert world.one_call(worker).attempt.request.wire_id == "given out"
+    world.drain(now=True)
+    ends = {end.wire_id: end.outcome for end in world.ends(caller)}
+    assert ends["given out"].retryable is idempotent and ends["given out"].dispatched
+    assert ends["waiting"].retryable and not ends["waiting"].dispatched
+    assert {outcome.kind for outcome in ends.values()} == {errors.SHUTTING_DOWN}
+
+
 @pytest.mark.parametrize("queued", [False, True])
 def test_row_12_a_reused_id_leaves_the_first_request_untouched(queued: bool) -> None:
     world = World()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from broker.core import errors
 from broker.core.access import Role
+from broker.core.events import CloseLink
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.registry import FORGET_LOOKS
 from tests.core.harness import World
@@ -112,8 +117,7 @@ def test_new_bounds_hold_for_what_comes_and_a_queue_above_them_drains() -> None:
     attempt = world.busy(worker, caller)
     for wire_id in (1, 2, 3):
         world.ask(caller, wire_id)
-    world.router.reconfigure(Limits(queue_max=1, deadline_s=7.0, in_flight_max=5), {})
-    world.router.check()
+    world.reconfigure(Limits(queue_max=1, deadline_s=7.0, in_flight_max=5), {})
     assert not world.ends(caller), "what has been taken in stays"
     world.ask(caller, 4)
     assert world.outcome(caller).bound == "queue"
@@ -131,13 +135,12 @@ def test_a_policy_may_change_while_workers_are_busy() -> None:
     world = World()
     caller, old, new = world.caller(), world.worker(capacity=1), world.worker(capacity=1)
     attempt = world.busy(old, caller)
-    world.router.reconfigure(Limits(), {"e": EndpointLimits(policy="newest")})
-    world.router.check()
+    world.reconfigure(Limits(), {"e": EndpointLimits(policy="newest")})
     world.answer(old, attempt)
     for wire_id, worker in enumerate((new, old)):
         world.ask(caller, wire_id)
         assert world.one_call(worker).method == "m"
-    world.router.reconfigure(Limits(), {})
+    world.reconfigure(Limits(), {})
     world.ask(caller, 9)
     world.detach(new)
     world.detach(old)
@@ -147,9 +150,150 @@ def test_a_policy_may_change_while_workers_are_busy() -> None:
 def test_an_endpoint_no_more_configured_may_be_forgotten_and_a_new_one_is_known() -> None:
     world = World(Limits(endpoints_known_max=1), {"a": EndpointLimits()})
     caller = world.caller()
-    world.router.reconfigure(Limits(endpoints_known_max=2), {"b": EndpointLimits()})
+    world.reconfigure(Limits(endpoints_known_max=2), {"b": EndpointLimits()})
     world.ask(caller, 1, "b/m")
     assert world.outcome(caller).kind is errors.NO_WORKER
     world.worker("c")
     world.ask(caller, 1, "a/m")
     assert world.outcome(caller).kind is errors.NO_ENDPOINT
+
+
+# ---------------------------------------------------------------- closed while it runs
+
+CLOSED = {"e": EndpointLimits(closed="moved to f")}
+
+
+def test_who_is_attached_to_or_serves_an_endpoint_that_is_closed_is_told_so() -> None:
+    world = World()
+    attached, listening = world.caller(endpoint="e"), world.attach(Role.LISTENER, "e", listen=True)
+    worker, serving = world.worker("e"), world.attach(endpoint="f")
+    world.serve(serving, "e")
+    others = [world.caller(), world.caller(endpoint="f"), world.worker("f")]
+    world.take()
+    world.reconfigure(Limits(), CLOSED)
+    closes = [effect for effect in world.take() if isinstance(effect, CloseLink)]
+    told = (attached, listening, worker, serving)
+    assert closes == [CloseLink(session, errors.ENDPOINT_CLOSED, "moved to f") for session in told]
+    assert not any(other in told for other in others)
+
+
+def test_a_closed_endpoint_is_closed_before_its_workers_links_are() -> None:
+    world = World()
+    caller, worker = world.caller(), world.worker("e", capacity=2)
+    world.ask(caller, 1)
+    attempt = world.one_call(worker).attempt
+    world.reconfigure(Limits(), CLOSED)
+    assert world.closed(worker) == [4404] and worker.link is not None
+    world.ask(caller, 2)
+    outcome = world.outcome(caller)
+    assert outcome.kind is errors.DENIED and outcome.detail == "e is closed: moved to f"
+    world.ask(caller, 3, wait=True)
+    assert world.outcome(caller).kind is errors.DENIED
+    world.ask(caller, None)
+    assert world.router.counters.notifications_dropped == 1
+    assert world.command(worker, "broker.serve", endpoint="e").outcome.kind is errors.DENIED
+    assert not world.calls(worker)
+    world.answer(worker, attempt)
+    assert world.outcome(caller).kind is errors.OK, "what it has may finish"
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_what_waits_at_an_endpoint_that_is_closed_is_denied(wait: bool) -> None:
+    world = World()
+    caller, worker = world.caller(endpoint="e"), world.worker("e", capacity=1)
+    world.busy(worker, caller)
+    world.ask(caller, 1, wait=wait)
+    world.reconfigure(Limits(), CLOSED)
+    kinds = [type(e).__name__ for e in world.effects if getattr(e, "session", None) is caller]
+    assert kinds == ["Deliver", "CloseLink"], "told before its own link is closed"
+    outcome = world.outcome(caller)
+    assert (outcome.kind, outcome.retryable, outcome.phase) == (errors.DENIED, False, "queued")
+    assert "moved to f" in outcome.detail
+
+
+def test_nothing_is_tried_again_at_an_endpoint_that_is_closed() -> None:
+    world = World()
+    caller, worker = world.caller(), world.worker("e")
+    world.ask(caller, 1, idempotent=True, retries=1)
+    world.reconfigure(Limits(), CLOSED)
+    world.take()
+    world.detach(worker)
+    assert world.outcome(caller).kind is errors.WORKER_LOST
+
+
+def test_an_endpoint_that_is_opened_again_may_be_served_again() -> None:
+    world = World(endpoints=CLOSED)
+    caller, worker = world.caller(), world.attach()
+    world.reconfigure(Limits(), {})
+    assert not any(isinstance(effect, CloseLink) for effect in world.take())
+    world.serve(worker, "e")
+    world.ask(caller, 1)
+    assert world.one_call(worker).method == "m"
+
+
+def test_the_workers_of_a_closed_endpoint_are_announced_to_be_gone() -> None:
+    world = World()
+    watcher, worker = world.attach(), world.worker("e")
+    assert world.command(watcher, "broker.subscribe", endpoint="e", topic="broker.peers").outcome.kind is errors.OK
+    world.reconfigure(Limits(), CLOSED)
+    ((to, message),) = world.broadcasts()
+    assert to is watcher
+    assert json.loads(bytes(message.body.raw)) == {
+        "event": "unserved", "peer": f"n-{worker.id}", "role": "worker", "workers": 0,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- unserved and served again
+
+
+def test_what_a_worker_still_holds_counts_when_it_serves_again() -> None:
+    world = World()
+    caller, worker = world.caller(), world.worker(capacity=2)
+    for wire_id in (1, 2):
+        world.ask(caller, wire_id)
+    first, second = (call.attempt for call in world.calls(worker))
+    for _ in range(2):
+        world.command(worker, "broker.unserve", endpoint="e")
+        world.serve(worker, "e", capacity=2, methods=["m"])
+    world.take()
+    world.ask(caller, 3)
+    world.ask(caller, 4)
+    assert not world.calls(worker), "it has two in its hands"
+    world.answer(worker, first)
+    assert [call.attempt.request.wire_id for call in world.calls(worker)] == [3]
+    world.take()
+    world.answer(worker, second)
+    assert [call.attempt.request.wire_id for call in world.calls(worker)] == [4]
+
+
+def test_a_worker_that_served_before_is_the_newest_when_it_serves_again() -> None:
+    world = World(endpoints={"e": EndpointLimits(policy="newest")})
+    caller, old = world.caller(), world.worker(capacity=2)
+    world.ask(caller, 1)
+    world.one_call(old)
+    world.worker()
+    world.command(old, "broker.unserve", endpoint="e")
+    world.serve(old, "e", capacity=2)
+    world.ask(caller, 2)
+    assert world.one_call(old).attempt.request.wire_id == 2
+
+
+@pytest.mark.parametrize("how", ["answer", "cancel", "deadline", "leave"])
+def test_nothing_is_kept_of_a_worker_once_it_holds_nothing(how: str) -> None:
+    world = World(Limits(endpoints_known_max=1))
+    caller, worker = world.caller(), world.worker()
+    world.ask(caller, 1, timeout=1.0)
+    attempt = world.one_call(worker).attempt
+    world.command(worker, "broker.unserve", endpoint="e")
+    endpoint = world.router.registry.by_name["e"]
+    assert list(endpoint.leaving) == [worker] and endpoint.in_use, "its endpoint must not be forgotten meanwhile"
+    match how:
+        case "answer":
+            world.answer(worker, attempt)
+        case "cancel":
+            world.cancel(caller, 1)
+        case "deadline":
+            world.sleep(1.06)
+        case _:
+            world.detach(worker)
+    assert not endpoint.leaving and not endpoint.in_use

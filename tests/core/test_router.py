@@ -8,7 +8,7 @@ from broker.core import errors
 from broker.core.access import Grant, Role
 from broker.core.events import Asked, CloseLink, Deliver, ErrorReply, PauseReading, ResumeReading, Stray
 from broker.core.ids import WireId
-from broker.core.limits import Limits
+from broker.core.limits import EndpointLimits, Limits
 from broker.core.messages import Body, CancelAttempt, End, Options
 from tests.core.harness import World
 
@@ -71,8 +71,8 @@ def test_expired_work_is_never_given_out(how: str) -> None:
     world = World()
     caller, worker = world.caller(), world.worker(capacity=1)
     attempt = world.busy(worker, caller)
-    world.ask(caller, 1, timeout=1.0)
-    world.ask(caller, 2, timeout=5.0)
+    world.ask(caller, 1, timeout=1.0, wait=True)
+    world.ask(caller, 2, timeout=5.0, wait=True)
     world.now += 1.0  # the deadline has come, the tick not yet
     if how == "answer":
         world.answer(worker, attempt)
@@ -146,7 +146,7 @@ def test_unserve_lets_what_was_given_finish_and_gives_no_more() -> None:
     caller, worker = world.caller(), world.worker(capacity=1)
     world.ask(caller, 1)
     attempt = world.one_call(worker).attempt
-    world.ask(caller, 2)
+    world.ask(caller, 2, wait=True)
     assert world.command(worker, "broker.unserve", endpoint="e").body == Body(b'{"endpoint":"e","served":true}')
     world.answer(worker, attempt)
     assert world.outcome(caller).kind is errors.OK
@@ -206,6 +206,99 @@ def test_a_retry_waits_at_the_front_if_nobody_is_free() -> None:
     assert world.one_call(second).attempt.request.wire_id == 1
 
 
+def test_retries_of_one_worker_wait_at_the_front_in_their_order() -> None:
+    world = World()
+    caller, busy = world.caller(), world.worker(capacity=1)
+    world.busy(busy, caller)
+    lost = world.worker(capacity=3)
+    for wire_id in range(3):
+        world.ask(caller, wire_id, idempotent=True, retries=1)
+    world.ask(caller, "later")
+    assert len(lost.attempts) == 3
+    world.take()
+    world.detach(lost)
+    assert not world.ends(caller)
+    order = []
+    while busy.attempts:
+        (held,) = busy.attempts.values()
+        order.append(held.request.wire_id)
+        world.answer(busy, held)
+    assert order == ["busy", 0, 1, 2, "later"]
+
+
+def test_of_several_retries_the_oldest_gets_the_free_place() -> None:
+    world = World(endpoints={"e": EndpointLimits(policy="newest")})
+    caller, other, lost = world.caller(), world.worker(capacity=1), world.worker(capacity=2)
+    for wire_id in (1, 2):
+        world.ask(caller, wire_id, idempotent=True, retries=1)
+    world.take()
+    world.detach(lost)
+    call = world.one_call(other)
+    assert call.attempt.request.wire_id == 1
+    world.answer(other, call.attempt)
+    assert world.one_call(other).attempt.request.wire_id == 2
+
+
+def test_those_with_no_room_to_wait_are_the_latest() -> None:
+    world = World(Limits(queue_max=2))
+    caller, worker = world.caller(), world.worker(capacity=3)
+    for wire_id in (1, 2, 3):
+        world.ask(caller, wire_id, idempotent=True, retries=1)
+    world.detach(worker)
+    end = world.one_end(caller)
+    assert end.wire_id == 3 and end.outcome.kind is errors.WORKER_LOST
+    back = world.worker()
+    assert [call.attempt.request.wire_id for call in world.calls(back)] == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["detach", "unserve"])
+def test_when_the_last_worker_leaves_who_waited_for_it_is_told_at_once(how: str) -> None:
+    world = World()
+    caller, first, last = world.caller(), world.worker(capacity=1), world.worker(capacity=1)
+    for wire_id in ("a", "b"):
+        world.busy(first if not first.attempts else last, caller, wire_id)
+    for wire_id in (1, 2):
+        world.ask(caller, wire_id)
+    world.ask(caller, "patient", wait=True)
+    world.command(first, "broker.unserve", endpoint="e")
+    assert not world.ends(caller), "there is another"
+    if how == "detach":
+        world.detach(last)
+    else:
+        world.command(last, "broker.unserve", endpoint="e")
+    told = [end for end in world.ends(caller) if end.wire_id != "b"]
+    assert [end.wire_id for end in told] == [1, 2]
+    for end in told:
+        said = end.outcome
+        assert (said.kind, said.phase, said.retryable, said.dispatched) == (errors.NO_WORKER, "queued", True, False)
+        assert said.detail == "all workers of e have gone while it waited"
+    assert [call.attempt.request.wire_id for call in world.calls(world.worker())] == ["patient"]
+
+
+def test_who_waits_for_a_second_try_goes_on_waiting_when_the_last_worker_leaves() -> None:
+    world = World(Limits(queue_max=1))
+    caller, lost, last = world.caller(), world.worker(capacity=1), world.worker(capacity=1)
+    world.ask(caller, 1, idempotent=True, retries=2)
+    world.ask(caller, 2)
+    world.take()
+    world.detach(lost)  # 1 waits for the last one
+    world.command(last, "broker.unserve", endpoint="e")
+    assert not world.ends(caller)
+    assert [call.attempt.request.wire_id for call in world.calls(world.worker())] == [1]
+
+
+def test_who_is_told_makes_room_for_what_is_tried_again() -> None:
+    world = World(Limits(queue_max=1))
+    caller, worker = world.caller(), world.worker(capacity=1)
+    world.ask(caller, 1, idempotent=True, retries=1)
+    world.ask(caller, 2)
+    world.take()
+    world.detach(worker)
+    end = world.one_end(caller)
+    assert end.wire_id == 2 and end.outcome.kind is errors.NO_WORKER
+    assert [call.attempt.request.wire_id for call in world.calls(world.worker())] == [1]
+
+
 def test_a_retry_waits_for_a_worker_to_come_back() -> None:
     world = World()
     caller, worker = world.caller(), world.worker()
@@ -251,7 +344,7 @@ def test_no_retry_without_time_or_room_or_while_draining(why: str) -> None:
     if why == "expired":
         world.now += 1.0
     elif why == "queue full":
-        world.ask(caller, 2)
+        world.ask(caller, 2, wait=True)
     else:
         world.drain()
     world.detach(worker)
@@ -487,10 +580,9 @@ def test_all_workers_congested_means_waiting_not_losing() -> None:
     world.ask(caller, 1)
     world.answer(worker, attempt)
     assert world.outcome(caller).kind is errors.OK
-    assert not world.calls(worker)
-    world.detach(worker)
-    assert not world.ends(caller)
-    assert world.calls(world.worker())
+    assert not world.calls(worker) and not world.ends(caller)
+    world.congested(worker, False)
+    assert world.calls(worker)
 
 
 # ---------------------------------------------------------------- credentials

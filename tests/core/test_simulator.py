@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker.core import errors
@@ -261,9 +262,90 @@ def a_request_stays_among_the_deadlines(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pending, "close", forgetful)
 
 
+@mutant
+def nobody_tells_who_waits_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Router, "_abandon", lambda self, endpoint, now: None)
+
+
+@mutant
+def who_waits_for_somebody_to_come_is_sent_away_too(patch: pytest.MonkeyPatch) -> None:
+    def abandon(self: Router, endpoint: Any, now: float) -> None:
+        for request in [] if endpoint.registrations else list(endpoint.queue):
+            self._stop(request, self._outcome(errors.NO_WORKER, request, now, phase="queued"), now)
+
+    patch.setattr(Router, "_abandon", abandon)
+
+
+@mutant
+def retries_stand_in_reverse(patch: pytest.MonkeyPatch) -> None:
+    put_first = Queue.put_first
+    patch.setattr(Queue, "put_first", lambda self, request: None if request in self else put_first(self, request))
+
+
+@mutant
+def retries_wait_at_the_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Queue, "put_first", Queue.put)
+
+
+@mutant
+def whatever_a_shutdown_ends_may_be_repeated(patch: pytest.MonkeyPatch) -> None:
+    outcome = Router._outcome
+
+    def bold(self: Router, kind: Any, request: Any, now: float, retryable: Any = None, *more: Any, **named: Any) -> Any:
+        return outcome(self, kind, request, now, kind is errors.SHUTTING_DOWN or retryable, *more, **named)
+
+    patch.setattr(Router, "_outcome", bold)
+
+
+@mutant
+def a_closed_endpoint_goes_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Router, "_shut", lambda self, endpoint, now: None)
+
+
+@mutant
+def nobody_is_told_of_a_closed_endpoint(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Router, "_shut_out", lambda self, session: "")
+
+
+@mutant
+def what_a_worker_holds_is_forgotten_when_it_serves_again(patch: pytest.MonkeyPatch) -> None:
+    register = Registry.register
+
+    def afresh(self: Registry, session: Any, endpoint: Any, methods: Any, capacity: int, *more: Any) -> Any:
+        held = endpoint.leaving.get(session)
+        return register(self, session, endpoint, methods, capacity + (held.load if held else 0), *more)
+
+    patch.setattr(Registry, "register", afresh)
+
+
+@mutant
+def comings_know_no_bound(patch: pytest.MonkeyPatch) -> None:
+    announce = Router._announce
+
+    def loud(self: Router, *more: Any) -> None:
+        limits, self.limits = self.limits, msgspec.structs.replace(self.limits, fanouts_max=10**6)
+        announce(self, *more)
+        self.limits = limits
+
+    patch.setattr(Router, "_announce", loud)
+
+
+@mutant
+def comings_that_are_dropped_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
+    announce = Router._announce
+
+    def quiet(self: Router, endpoint: Any, *more: Any) -> None:
+        refused, topic = self.counters.broadcasts_refused, endpoint.topics.get("broker.peers")
+        announce(self, endpoint, *more)
+        if self.counters.broadcasts_refused > refused:
+            topic.seq -= 1
+
+    patch.setattr(Router, "_announce", quiet)
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_router_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[name](monkeypatch)
     with pytest.raises(Failure):
-        for seed in range(40):
+        for seed in range(160):
             Simulator(seed).run(600)

@@ -246,6 +246,19 @@ def test_comings_and_goings_are_for_those_granted_the_endpoint() -> None:
     assert world.command(stranger, "broker.subscribe", endpoint="e", topic="broker.peers").outcome.kind is errors.DENIED
 
 
+def test_comings_and_goings_mind_the_bound_on_broadcasts() -> None:
+    world = World(Limits(fanouts_max=2))
+    watcher = world.attach()
+    result(world, watcher, "broker.subscribe", endpoint="e", topic="broker.peers")
+    for _ in range(5):
+        world.worker("e")
+    assert len(world.router.fanouts) == 2 and world.router.counters.broadcasts_refused == 3
+    assert [message.seq for _, message in world.broadcasts()] == [1, 2]
+    world.worker("e")
+    assert [message.seq for _, message in world.broadcasts()] == [6], "the gap tells that something was missed"
+    assert world.router.counters.broadcasts == 3 and world.router.counters.broadcasts_refused == 3
+
+
 # ---------------------------------------------------------------- bounds of topics
 
 

@@ -6,7 +6,7 @@ how it ended. State machine and simulator both let it look after every step.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 
 import msgspec
@@ -37,6 +37,7 @@ from broker.core.limits import EndpointLimits, Limits
 from broker.core.messages import Broadcast, Call, CancelAttempt, End, Notify, Options
 from broker.core.router import Router
 from broker.core.sessions import Session
+from broker.core.topics import PEERS_TOPIC
 
 AT_THE_DOOR = {"no_endpoint", "no_worker", "no_method", "overloaded", "denied", "shutting_down", "invalid"}
 EPSILON = 1e-6
@@ -53,13 +54,14 @@ def expect(truth: object, *what: object) -> None:
 
 
 class Serving:
-    """A session that serves an endpoint, and how much it has in its hands."""
+    """A session that serves an endpoint, since which step, and how much it has in its hands."""
 
-    __slots__ = ("capacity", "load", "methods")
+    __slots__ = ("capacity", "load", "methods", "since")
 
-    def __init__(self, methods: list[str] | None, capacity: int) -> None:
+    def __init__(self, methods: list[str] | None, capacity: int, since: int) -> None:
         self.methods = methods
         self.capacity = capacity
+        self.since = since
         self.load = 0
 
     def does(self, method: str) -> bool:
@@ -67,11 +69,11 @@ class Serving:
 
 
 class Asking:
-    """One accepted request."""
+    """One accepted request. `lost` is who lost it last, `lost_at` in which step."""
 
     __slots__ = (
-        "attempt", "attempts", "deadline", "endpoint", "lost", "method", "options", "order", "serving", "session",
-        "wire_id", "worker",
+        "attempt", "attempts", "deadline", "endpoint", "lost", "lost_at", "method", "options", "order", "serving",
+        "session", "wire_id", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +98,12 @@ class Asking:
         self.serving: Serving | None = None
         self.attempts = 0
         self.lost: Session | None = None
+        self.lost_at = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands among those that wait: what was lost stands first, the latest loss before earlier ones."""
+        return (-self.lost_at, self.attempt) if self.lost_at else (0, self.order)
 
     def __repr__(self) -> str:
         return f"<{self.wire_id!r} of session {self.session.id} for {self.endpoint}/{self.method}>"
@@ -107,8 +115,14 @@ class Tick(msgspec.Struct, frozen=True):
     limit: int
 
 
+class Reconfigured(msgspec.Struct, frozen=True):
+    """The configuration changed: the event the router is told through `reconfigure`."""
+
+    endpoints: Mapping[str, EndpointLimits]
+
+
 class Witness:
-    """Feeds a router and judges what it does. `feed`, `tick` and `fan_out` raise Violation."""
+    """Feeds a router and judges what it does. `feed`, `tick`, `reconfigure` and `fan_out` raise Violation."""
 
     def __init__(self, limits: Limits, endpoints: Mapping[str, EndpointLimits], now: float) -> None:
         self.limits = limits
@@ -119,6 +133,12 @@ class Witness:
         self.open: dict[Session, dict[WireId, Asking]] = {}
         self.assigned: dict[Session, dict[AttemptId, Asking]] = {}
         self.serving: dict[str, dict[Session, Serving]] = {}
+        self.leaving: dict[tuple[str, Session], Serving] = {}
+        self.watching: dict[str, dict[Session, None]] = {}
+        self.comings: Counter[str] = Counter()
+        self.missed: dict[tuple[str, int], None] = {}
+        self.under_way: deque[int] = deque()
+        self.broadcasts_refused = 0
         self.congested: dict[Session, None] = {}
         self.accepted = 0
         self.ended: Counter[str] = Counter()
@@ -126,11 +146,15 @@ class Witness:
         self.draining = False
         self.heard: dict[tuple[Session, str | None, str | None], int] = {}
         self.left_topic: dict[tuple[Session, str | None, str | None], None] = {}
-        self._event: Event | Tick = Tick(0)
+        self._step = 0
+        self._event: Event | Tick | Reconfigured = Tick(0)
+        self._announced: list[str] = []
+        self._fanouts = 0
         self._fresh: Asking | None = None
         self._due: Asking | None = None
         self._duplicates = 0
         self._latest_slot = -1.0
+        self._latest_left: dict[str, int] = {}
 
     # ------------------------------------------------------------ steps
 
@@ -152,11 +176,42 @@ class Witness:
             expect(self.open.get(fresh.session, {}).get(fresh.wire_id) is not fresh, "a command did not end", event)
         for asking in departing:
             expect(asking.worker is None, "the worker was not told that the caller has gone", asking)
+        self._announcements(effects)
         self.check()
         return effects
 
-    def _begin(self, event: Event | Tick) -> None:
+    def _begin(self, event: Event | Tick | Reconfigured) -> None:
+        self._step += 1
         self._event, self._fresh, self._due, self._duplicates, self._latest_slot = event, None, None, 0, -1.0
+        self._announced, self._fanouts, self._latest_left = [], 0, {}
+
+    def reconfigure(self, endpoints: Mapping[str, EndpointLimits]) -> list[Effect]:
+        """The configuration changed; what the router wants done."""
+        self._begin(Reconfigured(endpoints))
+        self.endpoints = endpoints
+        told = [session for session in self.sessions if any(map(self.closed, self._names(session)))]
+        self.router.reconfigure(self.limits, endpoints, self.now)
+        for name in filter(self.closed, self.router.registry.by_name):
+            for session in list(self.serving.get(name, {})):
+                self._serves_no_more(name, session)
+        effects = list(self.router.effects)
+        self.router.effects.clear()
+        self._absorb(effects)
+        closes = [effect for effect in effects if isinstance(effect, CloseLink)]
+        expect([close.session for close in closes] == told, "told of a closed endpoint:", closes, "instead of", told)
+        expect(all(close.close is errors.ENDPOINT_CLOSED for close in closes), "closed for another reason:", closes)
+        self._announcements(effects)
+        self.check()
+        return effects
+
+    def closed(self, name: str) -> bool:
+        """Whether the configuration says so."""
+        return name in self.endpoints and self.endpoints[name].closed != ""
+
+    def _names(self, session: Session) -> list[str]:
+        """The endpoints a session is attached to or serves."""
+        served = [name for name, workers in self.serving.items() if session in workers]
+        return served if session.endpoint is None else [session.endpoint, *served]
 
     def tick(self, limit: int) -> tuple[bool, list[Effect]]:
         """Time passed; whether more is due, and what the router wants done."""
@@ -184,9 +239,14 @@ class Witness:
         """Deliver a slice of what is to be broadcast."""
         part = self.router.fanouts.slice(limit)
         if part is None:
+            expect(not self.under_way, "broadcasts were forgotten:", self.under_way)
             return []
         message, listeners, _ = part
-        expect(len(listeners) <= limit, "a slice of", len(listeners))
+        expect(self.under_way, "a broadcast nobody began", message)
+        expect(len(listeners) == min(limit, self.under_way[0]), "a slice of", len(listeners), "of", self.under_way[0])
+        self.under_way[0] -= len(listeners)
+        if not self.under_way[0]:
+            self.under_way.popleft()
         got = [(listener, message) for listener in listeners if listener in self.sessions]
         for listener, _ in got:
             self._hear(listener, message)
@@ -201,8 +261,33 @@ class Witness:
             if key in self.left_topic:
                 expect(message.seq > last, "broadcasts out of order", key, last, message.seq)
             else:
-                expect(message.seq == last + 1, "a gap in the numbers", key, last, message.seq)
+                wanted = last + 1
+                while message.topic == PEERS_TOPIC and (message.endpoint, wanted) in self.missed:
+                    wanted += 1
+                expect(message.seq == wanted, "a gap in the numbers", key, last, message.seq)
         self.heard[key] = message.seq
+        if message.topic == PEERS_TOPIC:
+            expect((message.endpoint, message.seq) not in self.missed, "was to be dropped:", message)
+
+    def _announcements(self, effects: list[Effect]) -> None:
+        """Who came and went is told to those who watch, as long as there is room for one broadcast more."""
+        for name in self._announced:
+            if not self.watching.get(name):
+                continue
+            self.comings[name] += 1
+            if len(self.under_way) >= self.limits.fanouts_max:
+                self.broadcasts_refused += 1
+                self.missed[name, self.comings[name]] = None
+            else:
+                self._fans_out(len(self.watching[name]))
+        started = sum(isinstance(effect, StartFanout) for effect in effects)
+        expect(started == self._fanouts, started, "broadcasts were begun instead of", self._fanouts)
+
+    def _fans_out(self, listeners: int) -> None:
+        if listeners:
+            expect(len(self.under_way) < self.limits.fanouts_max, "more broadcasts under way than the bound")
+            self.under_way.append(listeners)
+            self._fanouts += 1
 
     # ------------------------------------------------------------ what an event means, before the router has its say
 
@@ -254,23 +339,51 @@ class Witness:
             return []
         del self.sessions[session]
         self.congested.pop(session, None)
-        for name in list(self.serving):
-            self.serving[name].pop(session, None)
+        for watching in self.watching.values():
+            watching.pop(session, None)
+        served = sorted(
+            (name for name, workers in self.serving.items() if session in workers),
+            key=lambda name: self.serving[name][session].since,
+        )
+        for name in served:
+            self._serves_no_more(name, session)
+        if not served and session.endpoint is not None:
+            self._announced.append(session.endpoint)
         departing = list(self.open.pop(session).values())
         for asking in departing:
             self.ended["cancelled"] += 1
             if asking.worker is session:
                 asking.worker = None
         for asking in self.assigned.pop(session).values():
-            asking.worker, asking.lost = None, session
+            asking.worker, asking.lost, asking.lost_at = None, session, self._step
         return departing
+
+    def _serves_no_more(self, name: str, session: Session) -> bool:
+        """What it has in its hands still counts, should it come back."""
+        serving = self.serving.get(name, {}).pop(session, None)
+        if serving is not None:
+            self._announced.append(name)
+            if serving.load:
+                self.leaving[name, session] = serving
+        return serving is not None
+
+    def _serves(self, name: str, session: Session, methods: list[str] | None, capacity: int) -> None:
+        self._announced.append(name)
+        workers = self.serving.setdefault(name, {})
+        serving = workers.get(session)
+        if serving is None:
+            serving = workers[session] = self.leaving.pop((name, session), None) or Serving(methods, capacity, 0)
+            serving.since = self._step
+        serving.methods, serving.capacity = methods, capacity
 
     def _attached(self, event: Attached) -> None:
         session = self.router.sessions.by_id[event.session]
         self.sessions[session] = None
         self.open[session], self.assigned[session] = {}, {}
         if event.role == Role.WORKER and event.endpoint is not None and session.registrations:
-            self.serving.setdefault(event.endpoint, {})[session] = Serving(None, event.capacity or self.limits.capacity)
+            self._serves(event.endpoint, session, None, event.capacity or self.limits.capacity)
+        elif event.endpoint is not None:
+            self._announced.append(event.endpoint)
 
     def _command_before_effects(self, event: Asked, effects: list[Effect]) -> None:
         """`broker.serve` and its like count before the calls they cause, which stand before their own end."""
@@ -289,19 +402,24 @@ class Witness:
         )
         if end is None or end.outcome.kind is not errors.OK:
             return
-        params = msgspec.json.decode(bytes(event.body.raw) or b"{}")
-        session, name = event.session, params.get("endpoint", event.session.endpoint)
-        if event.method == "broker.serve":
-            serving = self.serving.setdefault(name, {}).get(session)
-            capacity = params.get("capacity") or session.capacity
-            if serving is None:
-                self.serving[name][session] = Serving(params.get("methods"), capacity)
-            else:
-                serving.methods, serving.capacity = params.get("methods"), capacity
-        elif event.method == "broker.unserve":
-            self.serving.get(name, {}).pop(session, None)
-        elif event.method == "broker.unsubscribe":
-            self.left_topic[session, name, params.get("topic")] = None
+        assert end.body is not None
+        params, result = msgspec.json.decode(bytes(event.body.raw) or b"{}"), msgspec.json.decode(end.body.raw)
+        session, name, topic = event.session, params.get("endpoint", event.session.endpoint), params.get("topic")
+        match event.method:
+            case "broker.serve":
+                expect(not self.closed(name), "somebody serves", name, "though it is closed")
+                self._serves(name, session, params.get("methods"), params.get("capacity") or session.capacity)
+            case "broker.unserve":
+                expect(self._serves_no_more(name, session) == result["served"], "served or not:", result)
+            case "broker.subscribe" if topic == PEERS_TOPIC:
+                self.watching.setdefault(name, {})[session] = None
+                expect(result["seq"] == self.comings[name], "comings and goings", self.comings[name], "but", result)
+            case "broker.unsubscribe":
+                self.left_topic[session, name, topic] = None
+                if topic == PEERS_TOPIC:
+                    self.watching.get(name, {}).pop(session, None)
+            case "broker.publish":
+                self._fans_out(result["listeners"])
 
     # ------------------------------------------------------------ effects, one after the other
 
@@ -343,6 +461,7 @@ class Witness:
         expect(
             abs(call.left_s - (asking.deadline - self.now)) < EPSILON, asking, "was told a wrong time left", call.left_s
         )
+        expect(not self.closed(call.endpoint), asking, "was given out though its endpoint is closed")
         expect((call.endpoint, call.method) == (asking.endpoint, asking.method), asking, "changed on its way")
         expect(number > self.attempts_seen, "an attempt's number was used before:", number)
         self.attempts_seen = number
@@ -351,7 +470,7 @@ class Witness:
         if asking.attempts:
             expect(asking.lost is not None, asking, "was given out again though its worker is there")
         self._is_the_right_worker(asking, worker)
-        if asking is not self._fresh and not asking.attempts:
+        if asking is not self._fresh:
             self._is_its_turn(asking, self.serving[asking.endpoint][worker])
         asking.attempts += 1
         asking.worker, asking.attempt, asking.serving = worker, number, self.serving[asking.endpoint][worker]
@@ -381,11 +500,10 @@ class Witness:
 
     def _is_its_turn(self, asking: Asking, serving: Serving) -> None:
         """Nobody who came before it, and whom this worker could serve, still waits."""
-        leaving = isinstance(self._event, Detached)
         for other in self._waiting(asking.endpoint):
-            if leaving and other.lost is not None:
+            if other.lost_at == self._step != asking.lost_at:
                 continue  # its turn to be tried again comes within this very step
-            if other.order < asking.order and other.deadline > self.now and serving.does(other.method):
+            if other.place < asking.place and other.deadline > self.now and serving.does(other.method):
                 raise Violation(f"{asking} was given out before {other}")
 
     def _waiting(self, endpoint: str) -> list[Asking]:
@@ -410,17 +528,24 @@ class Witness:
         expect(asking is not None, "an end without a beginning, or a second one:", end)
         assert asking is not None
         expect(asking.worker is None, asking, "ended, and its worker was not told:", kind)
-        if kind in AT_THE_DOOR and not (kind == "shutting_down" and asking is not self._fresh):
+        if kind in AT_THE_DOOR and asking is self._fresh:
             self._refused(asking, kind, end)
         else:
-            getattr(self, f"_ended_{kind}")(asking, end)
+            judge = getattr(self, f"_ended_{kind}", None)
+            expect(judge is not None, asking, "was refused after it had been taken in:", kind)
+            judge(asking, end)  # type: ignore[misc]
         if asking is self._due:
             self._due = None
 
     def _refused(self, asking: Asking, kind: str, end: End) -> None:
-        expect(asking is self._fresh, asking, "was refused after it had been taken in:", kind)
+        if end.outcome.bound == "fanouts":
+            expect(len(self.under_way) >= self.limits.fanouts_max, "a broadcast was refused though there was room")
+            self.broadcasts_refused += 1
         if not asking.endpoint:
             return
+        if self.closed(asking.endpoint):
+            why = "in_flight" if end.outcome.bound == "in_flight" else kind
+            expect(why in ("denied", "shutting_down", "in_flight"), asking, "its endpoint is closed, but", kind)
         serving, waits = self.serving.get(asking.endpoint, {}), asking.options.wait
         match kind:
             case "no_endpoint" | "no_worker":
@@ -432,11 +557,13 @@ class Witness:
             case "overloaded":
                 self._overloaded(asking, end)
 
+    def _queue_max(self, name: str) -> int:
+        own = self.endpoints.get(name)
+        return self.limits.queue_max if own is None or own.queue_max is None else own.queue_max
+
     def _overloaded(self, asking: Asking, end: End) -> None:
-        own = self.endpoints.get(asking.endpoint)
-        queue_max = self.limits.queue_max if own is None or own.queue_max is None else own.queue_max
         if end.outcome.bound == "queue":
-            waiting = len(self._waiting(asking.endpoint))
+            queue_max, waiting = self._queue_max(asking.endpoint), len(self._waiting(asking.endpoint))
             expect(waiting >= queue_max, "a queue of", queue_max, "was called full at", waiting)
         elif end.outcome.bound == "in_flight":
             expect(len(self.open[asking.session]) >= self.limits.in_flight_max, "a caller was called full")
@@ -482,9 +609,39 @@ class Witness:
     def _ended_worker_lost(self, asking: Asking, end: End) -> None:
         expect(isinstance(self._event, Detached) and asking.lost is self._event.session, asking, "lost no worker")
         expect(end.outcome.attempts == asking.attempts, asking, "was counted wrongly")
+        in_time = asking.deadline > self.now and not self.draining and not self.closed(asking.endpoint)
+        if in_time and asking.options.idempotent and asking.attempts <= asking.options.retries:
+            expect(not self._able(asking), asking, "was lost though another worker is free")
+            first = [other for other in self._waiting(asking.endpoint) if not self._comes_later(other, asking)]
+            expect(len(first) >= self._queue_max(asking.endpoint), asking, "was lost though there was room to wait")
+
+    def _comes_later(self, other: Asking, asking: Asking) -> bool:
+        """Whether both were lost just now, and the other has its turn after this one."""
+        return other.lost_at == self._step == asking.lost_at and other.attempt > asking.attempt
+
+    def _ended_no_worker(self, asking: Asking, end: End) -> None:
+        """It waited for a worker to be free, and the last one has left."""
+        event, name = self._event, asking.endpoint
+        left = isinstance(event, Detached) or isinstance(event, Asked) and event.method == "broker.unserve"
+        expect(left and not self.serving.get(name), asking, "was given up though it is served")
+        expect(not asking.options.wait and not asking.attempts, asking, "was given up though it waits or was tried")
+        said = end.outcome
+        expect(said.retryable and said.phase == "queued" and not said.dispatched, asking, "was told wrong things:", said)
+        expect(asking.order > self._latest_left.get(name, 0), asking, "was given up out of order")
+        self._latest_left[name] = asking.order
+
+    def _ended_denied(self, asking: Asking, end: End) -> None:
+        """It waited at an endpoint that was closed."""
+        expect(isinstance(self._event, Reconfigured), asking, "was denied late, and nothing was configured")
+        said, name = end.outcome, asking.endpoint
+        expect(self.closed(name) and self.endpoints[name].closed in said.detail, asking, "was denied what is open")
+        right = not said.retryable and said.phase == "queued" and said.dispatched == (asking.attempts > 0)
+        expect(right, asking, "was told wrong things:", said)
 
     def _ended_shutting_down(self, asking: Asking, end: End) -> None:
         expect(isinstance(self._event, Drain) and self._event.now, asking, "was ended by a shutdown too early")
+        safe = asking.options.idempotent or not asking.attempts
+        expect(end.outcome.retryable == safe, asking, "is called safe to repeat:", end.outcome.retryable)
 
     # ------------------------------------------------------------ after every step
 
@@ -509,11 +666,17 @@ class Witness:
             expect(list(session.attempts) == list(mine), "attempts of session", session.id, "differ")
         for endpoint in router.registry.by_name.values():
             expect(len(endpoint.queue) <= endpoint.queue_max, "a queue above its bound:", endpoint)
-        for name in self.serving:
-            for asking in self._waiting(name):
-                if asking.deadline > self.now:
-                    able = self._able(asking)
-                    expect(not able, asking, "waits though", [session.id for session in able], "could take it")
+        for asking in (asking for mine in self.open.values() for asking in mine.values() if asking.worker is None):
+            if asking.deadline <= self.now:
+                continue  # the next tick ends it
+            able = self._able(asking)
+            expect(not able, asking, "waits though", [session.id for session in able], "could take it")
+            for_one = self.serving.get(asking.endpoint) or asking.options.wait or asking.attempts
+            expect(for_one, asking, "waits for a worker to be free, and there is none")
+            expect(not self.closed(asking.endpoint), asking, "waits at a closed endpoint")
+        expect(len(router.fanouts) == len(self.under_way), "broadcasts:", len(router.fanouts), len(self.under_way))
+        refused = router.counters.broadcasts_refused
+        expect(refused == self.broadcasts_refused, "refused:", refused, "broadcasts, expected", self.broadcasts_refused)
 
     def leave_all(self) -> None:
         """Let everybody go, and see that nothing is left."""

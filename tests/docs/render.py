@@ -28,6 +28,7 @@ retryable may be sent again as it is. *Exit* is how the command line ends. What 
 ⁴ true if the request is idempotent.
 ⁵ its own code, message and data; the worker's `meta.retryable` says whether it may be repeated.
 ⁶ of parts that come later; this version never ends a request so.
+⁷ false if a worker was given it and it is not idempotent: it may have run.
 
 ## Close codes
 
@@ -42,6 +43,7 @@ below 4000 are RFC 6455's.
 
 _NOTES = {
     "no_endpoint": "no ¹",
+    "shutting_down": "yes ⁷",
     "worker_lost": "no ²",
     "deadline": "no ³",
     "bad_reply": "no ⁴",

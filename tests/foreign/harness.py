@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +96,7 @@ class Library:
         self._numbers = itertools.count(1)
         self._orders: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def order(self, op: str, **given: Any) -> Future[Any]:
@@ -227,14 +227,14 @@ class PlainWorker:
     `requests` and `notifications` hold what was received; `hold {key}` answers when `release(key)` is called.
     """
 
-    def __init__(self, url: str, methods: dict[str, Callable[[Any], Any]] | None = None) -> None:
+    def __init__(self, url: str, methods: Mapping[str, Callable[[Any], Any]] | None = None) -> None:
         self.socket = dial(url)
         self.requests: list[Any] = []
         self.notifications: list[Any] = []
         self.held: dict[Any, Any] = {}
-        self._methods = {"hold": self._hold} | (methods or {})
+        self._methods = {"hold": self._hold, **(methods or {})}
         self._id: Any = None
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:

@@ -19,7 +19,7 @@ from tests.foreign.harness import (
 )
 from tests.foreign.libraries import CALLERS
 
-VALUE = {"text": "é \u2028 𝄞 \\ \" \u0001", "deep": [[1.5, -0.25, None, True]], "large": 2**53 - 1, "": {}}
+VALUE = {"text": 'é \u2028 𝄞 \\ " \u0001', "deep": [[1.5, -0.25, None, True]], "large": 2**53 - 1, "": {}}
 FAULTS = [
     RemoteError(1234, "no film", {"tray": [1, None, "é"], "cause": {"code": -32003}}),
     RemoteError(-1, "text as data", "a text"),
@@ -59,9 +59,7 @@ def test_results_come_as_the_worker_gave_them(calling: Library, broker: BrokerPr
         assert all(set(request) <= {"jsonrpc", "id", "method", "params"} for request in worker.requests)
 
 
-def test_without_an_endpoint_in_the_url_methods_name_it(
-    calling: Library, broker: BrokerProcess, endpoint: str
-) -> None:
+def test_without_an_endpoint_in_the_url_methods_name_it(calling: Library, broker: BrokerProcess, endpoint: str) -> None:
     with (
         PlainWorker(broker.ws(f"/ws/{endpoint}?role=worker"), METHODS) as worker,
         Caller(calling, broker.ws("/ws")) as caller,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -21,35 +22,31 @@ from tests.foreign.harness import (
 )
 from tests.foreign.libraries import WORKERS
 
-VALUE = {"text": "é \u2028 𝄞 \\ \" \u0001", "deep": [[1.5, -0.25, None, True]], "large": 2**53 - 1, "": {}}
+VALUE = {"text": 'é \u2028 𝄞 \\ " \u0001', "deep": [[1.5, -0.25, None, True]], "large": 2**53 - 1, "": {}}
 
 
 def strikes(broker: BrokerProcess, endpoint: str) -> list[int]:
     """Of the workers at an endpoint."""
     with PlainCaller(broker.ws("/ws")) as admin:
         peers = admin.call("broker.admin.peers")
-    return [peer["strikes"] for peer in peers_of(peers) if endpoint in peer["serves"]]
-
-
-def peers_of(listing: Any) -> list[dict[str, Any]]:
-    peers: list[dict[str, Any]] = listing["peers"] if isinstance(listing, dict) else listing
-    return peers
+    return [peer["strikes"] for peer in peers if endpoint in peer["serves"]]
 
 
 def test_a_worker_is_found_as_soon_as_it_is_connected(broker: BrokerProcess, endpoint: str) -> None:
     host, port = broker.url.removeprefix("http://").split(":")
-    with PlainCaller(broker.ws("/ws")) as caller:
-        for n in range(100):
-            with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as worker:
-                worker.sendall(
-                    f"GET /ws/{endpoint}-{n}?role=worker HTTP/1.1\r\nHost: {host}:{port}\r\n"
-                    f"Authorization: Bearer {TOKEN}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
-                )
-                assert worker.recv(4096).startswith(b"HTTP/1.1 101 ")
-                # A call would end here as `no_endpoint` if the worker were attached only after its handshake.
-                listed = caller.call("broker.endpoints", {"endpoint": f"{endpoint}-{n}"})
-                assert [entry["workers"] for entry in listed["endpoints"]] == [1]
+    opening = (
+        f"GET /ws/{endpoint}-%d?role=worker HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with PlainCaller(broker.ws("/ws")) as caller, ExitStack() as stack:
+        workers = [stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_S)) for _ in range(30)]
+        for n, worker in enumerate(workers):
+            worker.sendall((opening % n).encode())
+        for n, worker in enumerate(workers):
+            assert worker.recv(4096).startswith(b"HTTP/1.1 101 ")
+            # A call would end here as `no_endpoint` if the worker were attached only some time after its handshake.
+            assert len(caller.call("broker.describe", {"endpoint": f"{endpoint}-{n}"})["workers"]) == 1
 
 
 def test_calls_are_answered(working: Library, broker: BrokerProcess, endpoint: str) -> None:

@@ -20,7 +20,9 @@ def test_every_outcome_but_ok_has_its_class() -> None:
         assert kind.outcome == name
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name not in ("ok", "worker_error")], ids=lambda k: k.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.name not in ("ok", "worker_error")], ids=lambda k: k.name
+)
 def test_the_brokers_own_errors_become_their_class(kind: errors.Kind) -> None:
     error = reply(kind.code, {"outcome": kind.name, "detail": "why", "dispatched": True, "attempts": 2})
     assert type(error) is CLASSES[kind.name]

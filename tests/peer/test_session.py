@@ -116,7 +116,8 @@ def test_the_brokers_own_methods_need_no_endpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"timeout": 0.0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"timeout": float("inf")}, {"retries": 1}]
+    "options",
+    [{"timeout": 0.0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"timeout": float("inf")}, {"retries": 1}],
 )
 def test_options_that_cannot_be_are_refused_here(options: dict[str, Any]) -> None:
     session, _ = linked()
@@ -159,7 +160,9 @@ def test_an_error_becomes_its_exception_with_what_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [5, {}, {"code": "x", "message": "m"}, {"code": 1}, None], ids=["number", "empty", "code", "message", "null"]
+    "error",
+    [5, {}, {"code": "x", "message": "m"}, {"code": 1}, None],
+    ids=["number", "empty", "code", "message", "null"],
 )
 def test_an_error_that_is_none_is_a_bad_reply(error: object) -> None:
     session, wire = linked()
@@ -358,7 +361,8 @@ def test_a_failure_is_written_whole() -> None:
     assert session.fail("n-1-1", -32000, "bad", {"type": "ValueError"}, retryable=True)
     assert wire.pump() == [
         {
-            "jsonrpc": "2.0", "id": "n-1-1", "error": {"code": -32000, "message": "bad", "data": {"type": "ValueError"}},
+            "jsonrpc": "2.0", "id": "n-1-1",
+            "error": {"code": -32000, "message": "bad", "data": {"type": "ValueError"}},
             "meta": {"retryable": True},
         }
     ]  # fmt: skip

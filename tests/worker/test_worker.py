@@ -109,7 +109,12 @@ def test_failures_of_every_kind_are_answered_and_the_worker_goes_on(caplog: pyte
                     with pytest.raises(errors.RemoteError) as caught:
                         await client.call(f"data/{method}", ["fault"])
                     error = caught.value
-                    assert (error.code, error.detail, error.data, error.retryable) == (7, "no beam", {"energy": 0}, True)
+                    assert (error.code, error.detail, error.data, error.retryable) == (
+                        7,
+                        "no beam",
+                        {"energy": 0},
+                        True,
+                    )
                     with pytest.raises(errors.RemoteError) as caught:
                         await client.call(f"data/{method}", ["own code"])
                     assert caught.value.code == -32000, "the broker's codes are the broker's"

@@ -142,9 +142,9 @@ class EventStream:
         if not self._begun:
             self._handler.closed(code, reason)
             return
-        stalled = self._stall is not None
+        blocked = self._stall is not None
         self.stop()
-        if stalled:  # nothing would reach it
+        if blocked:  # a write is under way; what came behind it would wait as long
             self._handler.stream.close()
             self._handler.leave()
             return

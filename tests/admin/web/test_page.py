@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import struct
 import threading
 import zlib
@@ -181,7 +182,7 @@ def test_sign_out_ends_the_session_on_the_server(browser: Browser, broker: Broke
 def test_methods_are_shown_with_their_signatures_and_words(page: Browser) -> None:
     text = page.text("#workers")
     assert "A camera of the laboratory." in text
-    assert "image(number:" in text and "Take picture number so and so." in text
+    assert "image(number: int) -> dict[str, Any]" in text and "Take picture number so and so." in text
 
 
 def test_choosing_a_method_fills_in_its_params(page: Browser) -> None:
@@ -211,7 +212,7 @@ def test_an_image_in_base64_is_shown_as_an_image(page: Browser) -> None:
         "window.other = await connect();"
         "await window.other.serve('album', {show: () => ({encoding: 'base64', content: arguments[0]})});"
         "return true",
-        __import__("base64").b64encode(PNG).decode(),
+        base64.b64encode(PNG).decode(),
     )
     assert shown
     page.type("#endpoint", "album")
@@ -364,9 +365,41 @@ def test_it_fits_wide_and_narrow_light_and_dark(page: Browser, laboratory: Labor
     page.look(1200, 900)
 
 
+def test_the_sign_in_fits_wide_and_narrow(browser: Browser, broker: BrokerProcess, tmp_path: Path) -> None:
+    browser.go(broker.url + "/")
+    browser.until("!document.querySelector('#signing-in').hidden", "the page asks for a token")
+    assert browser.run("return document.activeElement.id") == "token"
+    for width in (1200, 360):
+        for dark in (False, True):
+            browser.look(width, 700, dark=dark)
+            browser.shoot(tmp_path / f"sign-in-{width}-{'dark' if dark else 'light'}.png")
+            assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
+    browser.look(1200, 900)
+
+
 def test_every_field_has_a_label(page: Browser) -> None:
     nameless = page.run(
         "return [...document.querySelectorAll('input, textarea, button')]"
         ".filter((e) => !(e.labels?.length || e.innerText || e.getAttribute('aria-label'))).map((e) => e.outerHTML)"
     )
     assert nameless == []
+
+
+def test_a_restart_of_the_broker_is_told_and_asks_for_the_token_again(
+    browser: Browser, broker: BrokerProcess, laboratory: Laboratory
+) -> None:
+    browser.look(1200, 900)
+    sign_in(browser, broker)
+    choose_camera(browser)
+    broker.kill()
+    browser.until_text("#state", "Connecting")
+    broker.start()
+    browser.until_text("#sign-in-error", "signed out")  # sign-ins live in the memory of the broker
+    assert browser.text("#workers") == "", "nothing is left of what was seen"
+    browser.type("#token", TOKEN)
+    browser.press("enter")
+    browser.until_text("#state", "Connected")
+    choose_camera(browser)
+    call(browser, "numbers")
+    assert reply(browser).startswith("ok")
+    sign_out(browser)

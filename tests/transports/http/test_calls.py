@@ -15,7 +15,9 @@ from tests.transports.http.harness import ask, wire, written
 from tests.transports.websocket.harness import CALLER, ELSEWHERE, LISTENER, Peer, World, config, run, serving, until
 
 
-async def answered(world: World, worker: Peer, path: str, body: object = None, reply: Any = None, **options: Any) -> Any:
+async def answered(
+    world: World, worker: Peer, path: str, body: object = None, reply: Any = None, **options: Any
+) -> Any:
     """Ask while the worker answers once; the call as the worker got it, and the answer."""
     asking = asyncio.create_task(ask(world, path, body, **options))
     call = await worker.taken()
@@ -238,7 +240,7 @@ def test_a_session_lasts_as_long_as_its_request_and_the_connection_longer() -> N
         async with serving() as world:
             async with wire(world) as connection:
                 for _ in range(3):
-                    connection.send(written(world, "/call/nobody/m", b"{}", CALLER, "POST", {}))
+                    connection.send(written(world, "/call/lab/m", b"{}", CALLER, "POST", {}))
                     assert (await connection.answer()).status == 404
                     assert len(world.broker.router.sessions) == 0
             assert await world.metric("broker_sessions_attached_total") == 3

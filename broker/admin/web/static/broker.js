@@ -172,13 +172,9 @@ function decode(value, attachments) {
     if (!attachment) throw new TypeError(`"$buffer": ${value.$buffer} names none of ${attachments.length} attachments`);
     return attachment;
   }
-  for (const key of keys) {
-    // a plain assignment to "__proto__" would not make a member
-    Object.defineProperty(value, key, { value: decode(value[key], attachments), ...PLAIN_MEMBER });
-  }
+  for (const key of keys) value[key] = decode(value[key], attachments); // its own members all, "__proto__" too
   return value;
 }
-const PLAIN_MEMBER = { writable: true, enumerable: true, configurable: true };
 
 /** uint32 n | n offsets | part 0, the text | part 1 …; the first attachment begins at a multiple of 8. */
 function pack(text, attachments) {
