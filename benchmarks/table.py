@@ -107,10 +107,10 @@ class Table:
             close(request)
 
     def expire(self, count: int) -> None:
-        close, deadlines = self.pending.close, self.pending.deadlines
+        close, take_due = self.pending.close, self.pending.take_due
         for _ in range(count):
             self.open(self.now + 0.01)
-        while due := deadlines.take_due(self.now + 0.1, SLICE):
+        while due := take_due(self.now + 0.1, SLICE):
             for request in due:
                 close(request)
         self.now += 0.1

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from broker.auth.access_file import Access, AccessError, find, live
+from broker.auth.access_file import AccessError, find, live
+from broker.auth.contexts import ContextError, Contexts, load_contexts
+
+_LOCALLY = "the broker running on this machine"
+
+
+class Target(NamedTuple):
+    """A broker, the token for it (empty: none was found), and in words where each was found."""
+
+    url: str
+    token: str
+    url_from: str
+    token_from: str
 
 
 def find_target(
@@ -14,31 +27,56 @@ def find_target(
 ) -> Callable[[], tuple[str, str]]:
     """A function that gives URL and token, looked up anew each time it is called; it raises OSError if there is none.
 
-    What is given goes before BROKER_URL and BROKER_TOKEN, and these before the access file of a broker on this
-    machine. An access file's token goes to that file's own URL only.
+    What is given goes before BROKER_URL and BROKER_TOKEN, these before the context in use, and that before the access
+    file of a broker on this machine. A token that is kept goes to the URL it is kept with only.
     """
+    locate = locator(url, token, environ)
+    return lambda: locate()[:2]
+
+
+def locator(
+    url: str | None = None, token: str | None = None, environ: Mapping[str, str] = os.environ
+) -> Callable[[], Target]:
+    """As `find_target`, and says where it found them."""
+    url_from, token_from = ("given" if url else "BROKER_URL"), ("given" if token else "BROKER_TOKEN")
     url = url or environ.get("BROKER_URL") or None
     token = token or environ.get("BROKER_TOKEN") or None
 
-    def target() -> tuple[str, str]:
-        if url is not None and token is not None:
-            return url, token
+    def locate() -> Target:
         if url is not None:
-            return url, _token_for(url)
+            if token is not None:
+                return Target(url, token, url_from, token_from)
+            return _with_kept(url, url_from)
+        contexts = _contexts()
+        if contexts.in_use is not None:
+            kept, place = contexts.in_use, f"context {contexts.current}"
+            return Target(kept.url, token or kept.token, place, token_from if token else place)
         try:
             access = find()
         except AccessError as error:
             raise ConnectionError(str(error)) from None
-        return access.url, token or access.token
+        return Target(access.url, token or access.token, _LOCALLY, token_from if token else _LOCALLY)
 
-    return target
+    return locate
 
 
-def _token_for(url: str) -> str:
-    """The access file's token, if a broker of the user's own on this machine has that very URL; else none."""
+def _contexts() -> Contexts:
+    try:
+        return load_contexts()
+    except ContextError as error:
+        raise ConnectionError(str(error)) from None
+
+
+def _with_kept(url: str, url_from: str) -> Target:
+    """The token kept for that very URL: by a broker of the user's own on this machine, or in a context."""
     wanted = _place(url)
-    found: list[Access] = [access for access in live().values() if _place(access.url) == wanted]
-    return found[0].token if found else ""
+    for access in live().values():
+        if _place(access.url) == wanted:
+            return Target(url, access.token, url_from, _LOCALLY)
+    for name, context in _contexts().contexts.items():
+        if context.token and _place(context.url) == wanted:
+            return Target(url, context.token, url_from, f"context {name}")
+    return Target(url, "", url_from, "nowhere")
 
 
 def _place(url: str) -> tuple[bool, str, int]:

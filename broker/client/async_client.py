@@ -297,7 +297,7 @@ class AsyncClient:
         return result
 
     async def ping(self) -> dict[str, Any]:
-        """Whether the broker answers: `{"node", "peer", "uptime_s"}`."""
+        """Whether the broker answers: `{"node", "peer", "uptime_s", "version"}`."""
         result: dict[str, Any] = await self.call("broker.ping")
         return result
 

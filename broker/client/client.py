@@ -203,7 +203,7 @@ class Client:
         return self._run(self._inner.describe(endpoint))
 
     def ping(self) -> dict[str, Any]:
-        """Whether the broker answers: `{"node", "peer", "uptime_s"}`."""
+        """Whether the broker answers: `{"node", "peer", "uptime_s", "version"}`."""
         return self._run(self._inner.ping())
 
     # ------------------------------------------------------------ details
@@ -278,7 +278,8 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
     finally:
         loop.close()
 

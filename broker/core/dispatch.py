@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedDict
 
@@ -16,25 +17,50 @@ LEVELS_MAX = 4096
 """Loads at or above this count as equal, which bounds the levels' memory at 300 KiB per endpoint."""
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Chooses among the registrations that can take one more request."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def add(self, registration: Registration) -> None:
         """This one can take requests."""
 
+    @abstractmethod
     def remove(self, registration: Registration) -> None:
         """This one cannot, for now."""
 
+    @abstractmethod
     def choose(self, method: str) -> Registration | None:
         """Which one takes a request for this method; None if none of them has it."""
 
+    @abstractmethod
     def changed(self, registration: Registration, before: int) -> None:
         """Its load was `before` and is now `registration.load`."""
 
+    def load(self, registration: Registration) -> None:
+        """It has one request more; it must be free."""
+        before = registration.load
+        if before + 1 >= registration.capacity:
+            registration.free = False
+            self.remove(registration)
+            registration.load = before + 1
+        else:
+            registration.load = before + 1
+            self.changed(registration, before)
+
+    def take(self, method: str) -> Registration | None:
+        """As `choose`, and it has one request more."""
+        registration = self.choose(method)
+        if registration is not None:
+            self.load(registration)
+        return registration
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
 
-class LeastPending:
+class LeastPending(Policy):
     """The one with the fewest requests in its hands; among equals the one that has waited longest.
 
     Registrations stand in levels by load, so choosing and moving cost the same for one worker and for a thousand.
@@ -71,6 +97,22 @@ class LeastPending:
                     return registration
         return None
 
+    def take(self, method: str) -> Registration | None:
+        if not self._size:
+            return None
+        levels, lowest = self._levels, self._lowest
+        while not levels[lowest]:
+            lowest += 1
+        self._lowest = lowest
+        level, load = levels[lowest], lowest + 1
+        registration = next(iter(level))
+        if registration.methods is None and load < registration.capacity and load < len(levels):
+            del level[registration]  # the common step, without a call
+            levels[load][registration] = None
+            registration.load = load
+            return registration
+        return super().take(method)
+
     def changed(self, registration: Registration, before: int) -> None:
         levels, load = self._levels, registration.load
         if before < len(levels) > load:  # to a level that is there: the common step, without a call
@@ -95,7 +137,7 @@ class LeastPending:
         return self._size
 
 
-class RoundRobin:
+class RoundRobin(Policy):
     """Each in turn, whatever their load."""
 
     __slots__ = ("_order",)
@@ -123,7 +165,7 @@ class RoundRobin:
         return len(self._order)
 
 
-class Newest:
+class Newest(Policy):
     """The one that came last, as long as it has capacity; older ones are the reserve."""
 
     __slots__ = ("_by_age",)

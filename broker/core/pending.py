@@ -120,14 +120,19 @@ class Pending:
         return request
 
     def close(self, request: Request) -> None:
-        """End a request: it stands nowhere any more. Its attempt must have been closed before."""
+        """End a request, and its attempt if it has one: it stands nowhere any more."""
         request.state = ENDED
         del request.session.requests[request.wire_id]
+        attempt = request.attempt
+        if attempt is not None:
+            attempt.state = DONE
+            request.attempt = None
+            del attempt.registration.session.attempts[attempt.id]
         slot = request.slot
         if slot is not None:
-            slot.pop(request, None)  # an expiring request has been taken out already
+            del slot[request]
             if not slot:
-                slot.clear()  # an emptied dict keeps the room of its best day: 55 KB per slot at 25,000 requests a second
+                slot.clear()  # an emptied dict keeps the room it had at its fullest: 55 KB at 25,000 requests a second
             request.slot = None
         self.count -= 1
 
@@ -142,7 +147,14 @@ class Pending:
         return attempt
 
     def close_attempt(self, attempt: Attempt) -> None:
-        """Take an attempt from its worker, whatever the worker does with it."""
+        """Take an attempt from its worker; its request goes on."""
         attempt.state = DONE
         attempt.request.attempt = None
-        attempt.registration.session.attempts.pop(attempt.id, None)
+        del attempt.registration.session.attempts[attempt.id]
+
+    def take_due(self, now: float, limit: int) -> list[Request]:
+        """At most `limit` requests whose deadline has passed, in order; they must be closed."""
+        due = self.deadlines.take_due(now, limit)
+        for request in due:
+            request.slot = None
+        return due

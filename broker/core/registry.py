@@ -176,18 +176,6 @@ class Registry:
                 registration.endpoint.free.remove(registration)
 
     @staticmethod
-    def load(registration: Registration) -> None:
-        """It has one request more; it must be free."""
-        load = registration.load
-        if load + 1 >= registration.capacity:
-            registration.free = False
-            registration.endpoint.free.remove(registration)
-            registration.load = load + 1
-        else:
-            registration.load = load + 1
-            registration.endpoint.free.changed(registration, load)
-
-    @staticmethod
     def unload(registration: Registration) -> None:
         """It has one request less."""
         load = registration.load
@@ -197,7 +185,7 @@ class Registry:
         elif registration.willing:
             registration.free = True
             registration.endpoint.free.add(registration)
-        elif registration.gone and not registration.load:
+        elif registration.gone and not registration.load:  # the last of what it still had
             del registration.endpoint.leaving[registration.session]
 
     def _forget_one(self) -> bool:

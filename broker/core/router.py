@@ -1,7 +1,8 @@
 """The router: events in, effects out. It alone decides how a request goes and how it ends.
 
 Every accepted request takes one way through here: `_asked` takes it in or refuses it, `_assign` gives it to a worker
-or `_enqueue` lets it wait, and `_end` ends it: once, because a request that has ended stands in no table any more.
+or the endpoint's queue lets it wait, and `_end` ends it: once, because a request that has ended stands in no table any
+more.
 
 The router has no clock and does no I/O: `now` is an argument, on any clock that never goes back. It is owned by one
 thread. Effects gather in `effects`; whoever feeds events performs them in order and clears the list.
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from broker._version import VERSION
 from broker.core import commands, errors
 from broker.core.access import Role, role_name
 from broker.core.commands import CommandError, read_params
@@ -129,11 +131,12 @@ class Router:
         """
         self.limits = limits
         self.registry.reconfigure(limits, endpoints)
-        closes = [CloseLink(s, errors.ENDPOINT_CLOSED, why) for s in self.sessions.by_id.values() if (why := self._shut_out(s))]
+        shut_out = [(session, why) for session in self.sessions.by_id.values() if (why := self._shut_out(session))]
         for endpoint in self.registry.by_name.values():
             if endpoint.limits.closed:
                 self._shut(endpoint, now)
-        self.effects += closes  # last, so that an outcome still reaches whose link is closed
+        # Last, so that an outcome still reaches whose link is closed.
+        self.effects += [CloseLink(session, errors.ENDPOINT_CLOSED, why) for session, why in shut_out]
 
     def _shut_out(self, session: Session) -> str:
         """Why an endpoint this session is attached to, or serves, is closed; empty if all are open."""
@@ -141,7 +144,7 @@ class Router:
         return next((why for name in names if name is not None and (why := self.registry.closed(name))), "")
 
     def _shut(self, endpoint: Endpoint, now: float) -> None:
-        """Give a closed endpoint's workers nothing more, whether their links are closed yet or not, and end what waits."""
+        """Give a closed endpoint's workers nothing more, though their links may be open for a while; end what waits."""
         for registration in list(endpoint.registrations.values()):
             self.registry.unregister(registration)
             self._announce(endpoint, "unserved", registration.session)
@@ -156,23 +159,19 @@ class Router:
     # ------------------------------------------------------------ the way of a request
 
     def _asked(self, event: Asked, now: float) -> None:
-        session, wire_id = event.session, event.wire_id
+        """Refuse a request, or take it in: then it is in the books until `_end`."""
+        session, wire_id, name = event.session, event.wire_id, event.endpoint
         if session.link is None:  # said before it left, heard after: nothing may be opened for it any more
             return
         if wire_id is None:
             self._notified(event, now)
             return
-        self.counters.accepted += 1
         if wire_id in session.requests:
             self._refuse(event, errors.DUPLICATE_ID, "the first request with this id goes on")
-        elif event.endpoint:
-            self._take_in(event, now)
-        else:
+            return
+        if not name:
             self._command(event, now)
-
-    def _take_in(self, event: Asked, now: float) -> None:
-        """Accept a request for an endpoint: from here on it is in the books until `_end`."""
-        session, name, method, options = event.session, event.endpoint, event.method, event.options
+            return
         if not (session.roles.get(name, 0) & _CALLER or session.may(_CALLER, name)):  # saves a call: 0.08 µs
             self._refuse(event, errors.DENIED, f"{session.principal} may not call {name}")
             return
@@ -187,6 +186,7 @@ class Router:
             endpoint = self._unserved(event, endpoint, now)
             if endpoint is None:
                 return
+        method, options = event.method, event.options
         timeout = options.timeout
         if timeout is None:
             timeout = endpoint.deadline_s
@@ -194,12 +194,11 @@ class Router:
             detail = f"timeout {timeout:g} s is above the bound of {endpoint.deadline_max_s:g} s at {name}"
             self._refuse(event, errors.INVALID_PARAMS, detail)
             return
-        registration = endpoint.free.choose(method)
+        registration = endpoint.free.take(method)
         if registration is None and not self._may_wait(event, endpoint):
             return
-        request = self.pending.open(
-            session, event.wire_id, endpoint, method, event.body, options, now, now + timeout
-        )  # fmt: skip
+        self.counters.accepted += 1
+        request = self.pending.open(session, wire_id, endpoint, method, event.body, options, now, now + timeout)
         if registration is None:
             endpoint.queue.put(request)
         else:
@@ -235,23 +234,35 @@ class Router:
         return False
 
     def _assign(self, request: Request, registration: Registration, now: float) -> None:
-        """Give a request to a worker that is free for it."""
+        """Give a request to a worker that has been taken for it."""
         if request.body.attachments and not self._fits(registration.session, request.body):
             detail = f"as base64, for a worker that takes no binary frames, it is larger than {self._bound_text}"
             self._end(request, self._outcome(errors.TOO_LARGE, request, now, detail=detail), None, now)
+            self.registry.unload(registration)
             return
-        self.registry.load(registration)
         attempt = self.pending.open_attempt(request, registration, now)
         self.counters.attempts += 1
         call = Call(attempt, request.endpoint.name, request.method, request.body, request.deadline - now)
         self.effects.append(Deliver(registration.session, call))
 
     def _answered(self, event: Answered, now: float) -> None:
-        attempt = event.session.attempts.get(event.attempt)
+        """A worker's answer: if it counts, its request has ended and its place is free."""
+        worker, body, error = event.session, event.body, event.error
+        attempt = worker.attempts.get(event.attempt)
         if attempt is None:
             self.counters.late_replies += 1
+            return
+        request, registration = attempt.request, attempt.registration
+        if error is None:
+            outcome = ENDED_OK
         else:
-            self._finish(attempt, event.body, event.error, now)
+            outcome = self._outcome(errors.WORKER_ERROR, request, now, error.retryable)
+        if body.attachments and request.session.link is not None and not self._fits(request.session, body):
+            detail = f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
+            self._end(request, self._outcome(errors.TOO_LARGE, request, now, detail=detail), None, now)
+        else:
+            self._end(request, outcome, body, now, worker)
+        self._free(registration, now)
 
     def _bad_reply(self, event: BadReply, now: float) -> None:
         attempt = event.session.attempts.get(event.attempt)
@@ -259,29 +270,9 @@ class Router:
             self.counters.late_replies += 1
             return
         request = attempt.request
-        idempotent = request.options.idempotent
-        outcome = self._outcome(errors.BAD_REPLY, request, now, detail=event.detail, retryable=idempotent)
-        self.pending.close_attempt(attempt)
+        outcome = self._outcome(errors.BAD_REPLY, request, now, request.options.idempotent, detail=event.detail)
         self._end(request, outcome, None, now, event.session)
         self._free(attempt.registration, now)
-
-    def _finish(self, attempt: Attempt, body: Body, error: ErrorReply | None, now: float) -> None:
-        """A worker's answer counts: its place is free, its request has ended."""
-        request = attempt.request
-        if error is None:
-            outcome = ENDED_OK
-        else:
-            outcome = self._outcome(errors.WORKER_ERROR, request, now, retryable=error.retryable)
-        self.pending.close_attempt(attempt)
-        if body.attachments and request.session.link is not None and not self._fits(request.session, body):
-            detail = f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
-            self._end(request, self._outcome(errors.TOO_LARGE, request, now, detail=detail), None, now)
-        else:
-            self._end(request, outcome, body, now, attempt.registration.session)
-        registration = attempt.registration
-        self.registry.unload(registration)
-        if registration.endpoint.queue:
-            self._feed(registration, now)
 
     def _fits(self, session: Session, body: Body) -> bool:
         """Whether a body with attachments is within the bound for messages as this peer gets them."""
@@ -295,7 +286,7 @@ class Router:
     def _end(
         self, request: Request, outcome: Outcome, body: Body | None, now: float, worker: Session | None = None
     ) -> None:
-        """End a request, once: it leaves all tables, is counted, and its caller is told."""
+        """End a request, once: it leaves all tables, is counted, and its caller is told. A place is freed elsewhere."""
         session = request.session
         self.pending.close(request)
         self.counters.end(outcome.kind.name, now - request.accepted_at)
@@ -320,6 +311,7 @@ class Router:
             if request is None:
                 return
             if request.deadline > now:
+                registration.endpoint.free.load(registration)
                 self._assign(request, registration, now)
 
     def _stop(self, request: Request, outcome: Outcome, now: float) -> None:
@@ -329,13 +321,13 @@ class Router:
             request.endpoint.queue.discard(request)
             self._end(request, outcome, None, now)
             return
-        worker = attempt.registration.session
-        self.pending.close_attempt(attempt)
+        registration = attempt.registration
+        worker = registration.session
         if worker.link is not None:
             self.effects.append(Deliver(worker, CancelAttempt(attempt.id)))
             self.counters.cancels += 1
         self._end(request, outcome, None, now, worker)
-        self._free(attempt.registration, now)
+        self._free(registration, now)
 
     def _stop_all(self, requests: list[Request], kind: Kind, now: float, cause: str = "") -> None:
         """End many. Those that wait go first, so that a place that becomes free starts nothing that ends next."""
@@ -390,7 +382,8 @@ class Router:
         self._refuse(event, errors.OVERLOADED, detail, bound=bound, retry_after_ms=RETRY_AFTER_MS)
 
     def _end_here(self, session: Session, wire_id: WireId, outcome: Outcome, body: Body | None) -> None:
-        """End a request that never stood in the tables."""
+        """End a request that never stood in the tables; it counts as accepted too."""
+        self.counters.accepted += 1
         self.counters.ended[outcome.kind.name] += 1
         if session.link is not None:
             self.effects.append(Deliver(session, End(wire_id, outcome, body)))
@@ -399,7 +392,6 @@ class Router:
         session = event.session
         if session.link is None:
             return
-        self.counters.accepted += 1
         kind, detail = event.kind, event.detail
         if event.wire_id in session.requests:
             kind, detail = errors.DUPLICATE_ID, "the first request with this id goes on"
@@ -409,18 +401,22 @@ class Router:
         self._end_here(session, event.wire_id, outcome, None)
 
     def _notified(self, event: Asked, now: float) -> None:
-        """A call nobody waits for: to one worker, if one is free. No slot, no queue, no answer."""
+        """A call nobody waits for."""
         self.counters.notifications += 1
-        if not event.endpoint:
+        if event.endpoint:
+            self._notify(event, now)
+        else:
             self._command(event, now)
-            return
+
+    def _notify(self, event: Asked, now: float) -> None:
+        """Give it to one worker, if one is free. No slot, no queue, no answer."""
         endpoint = self.registry.by_name.get(event.endpoint)
         if endpoint is not None and event.session.may(_CALLER, event.endpoint) and not self.draining:
             registration = endpoint.free.choose(event.method)
             if registration is not None:
                 notify = Notify(endpoint.name, event.method, event.body)
                 self.effects.append(Deliver(registration.session, notify))
-                endpoint.free.changed(registration, registration.load)  # the next one goes to the next of its equals
+                endpoint.free.changed(registration, registration.load)  # so that the next goes to the next of its equals
                 return
         self.counters.notifications_dropped += 1
 
@@ -436,7 +432,8 @@ class Router:
             session.nameless_replies += 1
             if event.error is not None and event.error.code in (-32600, -32700) and len(session.attempts) == 1:
                 # A library that could not read the call says so without an id: with one call in flight it is that one.
-                self._finish(next(iter(session.attempts.values())), event.body, event.error, now)
+                (attempt,) = session.attempts
+                self._answered(Answered(session, attempt, event.body, event.error), now)
         else:
             self.counters.late_replies += 1
 
@@ -458,7 +455,7 @@ class Router:
 
     def tick(self, now: float, limit: int) -> bool:
         """End at most `limit` requests whose deadline has passed, in their order; whether more is due already."""
-        for request in self.pending.deadlines.take_due(now, limit):
+        for request in self.pending.take_due(now, limit):
             if request.attempt is None:
                 outcome = self._outcome(errors.DEADLINE, request, now, True, phase="queued")
             else:
@@ -550,7 +547,7 @@ class Router:
         endpoint = request.endpoint
         if request.deadline <= now or self.draining or endpoint.limits.closed:
             return False
-        registration = endpoint.free.choose(request.method)
+        registration = endpoint.free.take(request.method)
         if registration is not None:
             self.counters.retries += 1
             self._assign(request, registration, now)
@@ -610,7 +607,7 @@ class Router:
             }
             message = topic.next(Body(encode_json(view)))
             if len(self.fanouts) >= self.limits.fanouts_max:
-                self.counters.broadcasts_refused += 1  # its number is taken: listeners see by the gap that one is missing
+                self.counters.broadcasts_refused += 1  # its number is taken: by the gap listeners see what they missed
             else:
                 self._fan_out(message, topic.snapshot())
 
@@ -653,9 +650,9 @@ class Router:
         body = Body(params.params, event.body.attachments)
         asked = Asked(event.session, event.wire_id, name, params.method, body, options)
         if event.wire_id is None:
-            self._notified(asked, now)
+            self._notify(asked, now)
         else:
-            self._take_in(asked, now)
+            self._asked(asked, now)
 
     def _endpoint_for(self, event: Asked, name: str | None, role: Role) -> Endpoint:
         """The endpoint a command is about, made if need be, if the session has the role there."""
@@ -811,7 +808,8 @@ class Router:
         return view | {"workers": commands.view_workers(endpoint, self.peer_name)}
 
     def _ping(self, event: Asked, now: float) -> object:
-        return {"node": self.node, "peer": self.peer_name(event.session), "uptime_s": round(now - self.started_at, 3)}
+        uptime_s = round(now - self.started_at, 3)
+        return {"node": self.node, "peer": self.peer_name(event.session), "uptime_s": uptime_s, "version": VERSION}
 
     def _list_peers(self, event: Asked, now: float) -> object:
         read_params(event.body.raw, commands.NoParams)
@@ -869,7 +867,8 @@ class Router:
             attempts = [a for a in registration.session.attempts.values() if a.registration is registration]
             assert registration.load == len(attempts)
             assert registration.free == registration.willing
-            assert registration.gone == (registration.session in endpoint.leaving) and (registration.load or not registration.gone)
+            assert registration.gone == (registration.session in endpoint.leaving)
+            assert registration.load or not registration.gone, "it holds nothing and is remembered"
             assert not (registration.free and any(
                 registration.methods is None or r.method in registration.methods for r in endpoint.queue
             )), "a request waits though a worker is free for it"  # fmt: skip

@@ -28,7 +28,7 @@ from broker.wire.attachments import AttachmentError, pack, unpack
 
 GUARD_S = 1.0
 """how long after its deadline a call waits for the broker's word before it is ended here; the broker promises 0.25"""
-SLOT_S = 0.05
+SLOT_S = 0.25
 MESSAGE_MAX_BYTES = 16 << 20
 """a larger message is refused here: the broker would close the link for it, and with it everybody's calls"""
 SENT_MAX = 2
@@ -130,12 +130,13 @@ class Pending:
     """One call that has not ended.
 
     `waiter` is the owner's, to know whom to tell; `mark` is the link's byte count behind it once it was taken, None
-    before; `standing` is the key of what is repeated on every link.
+    before; `reached` whether the whole of it was written to a link that broke, so that it may have run; `standing` is
+    the key of what is repeated on every link.
     """
 
     __slots__ = (
-        "asked_at", "attachments", "deadline", "endpoint", "id", "mark", "method", "options", "params", "sent", "slot",
-        "standing", "waiter",
+        "asked_at", "attachments", "deadline", "endpoint", "id", "mark", "method", "options", "params", "reached",
+        "sent", "slot", "standing", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -154,6 +155,7 @@ class Pending:
         self.slot: dict[Pending, None] | None = None
         self.mark: int | None = None
         self.sent = 0
+        self.reached = False
         self.standing: tuple[str, ...] | None = None
 
 
@@ -361,13 +363,14 @@ class Session:
         for call in list(self.pending.values()):
             written = call.mark is not None and call.mark <= flushed
             call.mark = None
+            call.reached = call.reached or written
             again = call.options.idempotent or not written
             if come_back and again and not call.standing and call.sent < SENT_MAX:
                 self.outbox.append(Frame([], False, call))
                 continue
             self._close(call)
             if not call.standing:
-                error = ConnectionLost(why, may_have_executed=written or call.sent > 1, **_where(call))
+                error = ConnectionLost(why, may_have_executed=call.reached, **_where(call))
                 results.append(Ended(call, error=error))
         return results
 
@@ -410,10 +413,10 @@ class Session:
 
     def _too_late(self, call: Pending, now: float) -> BrokerError:
         where = _where(call, now)
-        if self.linked and call.sent:
-            return DeadlineExceeded("the broker has not answered in time", dispatched=True, **where)
-        reason = "there was no connection to the broker until the deadline passed"
-        return ConnectionLost(reason, may_have_executed=call.sent > 0, **where)
+        if self.linked:
+            return DeadlineExceeded("the broker has not answered in time", **where)
+        reason = "there was no connection to the broker when the deadline passed"
+        return ConnectionLost(reason, may_have_executed=call.reached, **where)
 
     # ------------------------------------------------------------ details
 

@@ -30,13 +30,15 @@ class Pool:
         self._threads.append(thread)
         thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Let the threads end, and wait for them; whether all did."""
+    def stop(self) -> None:
+        """Let the threads end when they have done what was put; does not wait for them."""
         for _ in self._threads:
             self._jobs.put(None)
-        for thread in self._threads:
-            thread.join(timeout_s)
-        return not any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread runs still."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

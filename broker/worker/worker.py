@@ -30,6 +30,8 @@ log = logging.getLogger("broker.worker")
 
 CAPACITY = 64
 DRAIN_S = 25.0
+THREADS_END_S = 1.0
+"""how long a stopping worker waits for its threads; one that blocks for ever is left, and dies with the process"""
 _ASKING = Options(timeout=10.0, idempotent=True)
 _LEAVING = Options(timeout=2.0, idempotent=True)
 
@@ -205,7 +207,10 @@ class Worker:
             await asyncio.wait(tasks, timeout=1.0)
         if self._pool is not None:
             pool, self._pool = self._pool, None
-            await asyncio.to_thread(pool.stop, 0.0 if now else 0.2)
+            pool.stop()
+            ends_at = time.monotonic() + (0.0 if now else THREADS_END_S)
+            while pool.is_alive and time.monotonic() < ends_at:  # noqa: ASYNC110 - threads have no events of asyncio's
+                await asyncio.sleep(0.002)
         self._running.clear()
         self._by_id.clear()
         if not self._ended.done():

@@ -167,3 +167,52 @@ def test_the_broker_is_told_of_a_worker_that_fails_and_goes_on(folder: Path) -> 
             assert b"data/double failed: unsupported operand" in err
 
     run(main)
+
+
+def test_a_signal_while_it_waits_for_a_broker_ends_it(folder: Path) -> None:
+    async def main() -> None:
+        process = await work("http://127.0.0.1:1", folder, "python", "served", "--endpoint", "data")
+        assert process.stderr is not None
+        assert b"Connection refused; trying again" in await process.stderr.readline()
+        assert (await ended(process))[0] == 0
+
+    run(main)
+
+
+async def daemon(environment: dict[str, str]) -> tuple[asyncio.subprocess.Process, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "broker", "serve", "--port", "0", "--log-format", "json", stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    assert process.stderr is not None
+    return process, (await process.stderr.readline()).decode()
+
+
+def test_a_broker_restarted_under_everybodys_feet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker and caller use the access file: the new broker has another port and another token."""
+    (folder / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+
+    async def main() -> None:
+        process, _ = await daemon(environment)
+        served = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "broker", "work", "python", "served", "--endpoint", "data", stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, cwd=folder, env=environment,
+        )  # fmt: skip
+        client = AsyncClient()
+        assert await client.call("data/double", [1], wait=True) == 2
+        first = client.url
+        process.kill()
+        await process.wait()
+        process, _ = await daemon(environment)
+        assert await client.call("data/double", [2], wait=True, idempotent=True) == 4
+        assert client.url != first
+        await client.close()
+        assert (await ended(served))[0] == 0
+        process.terminate()
+        await process.communicate()
+        assert process.returncode == 0
+
+    run(main)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from broker._version import VERSION
 from broker.core import errors, router
 from broker.core.access import Grant, Role
 from broker.core.errors import Kind
@@ -229,7 +230,8 @@ def test_describe_of_nothing_and_of_what_one_may_not_see() -> None:
 def test_ping() -> None:
     world = World(started_at=990.0)
     peer = world.attach(grants=())
-    assert result(world, peer, "broker.ping") == {"node": "n", "peer": "n-1", "uptime_s": 10.0}
+    told = {"node": "n", "peer": "n-1", "uptime_s": 10.0, "version": VERSION}
+    assert result(world, peer, "broker.ping") == told
 
 
 # ---------------------------------------------------------------- administration

@@ -21,7 +21,7 @@ from tests.core.harness import World
 def registered(number: int, methods: frozenset[str] | None) -> Registration:
     """A registration of nobody anywhere."""
     registration = Registration(None, None)  # type: ignore[arg-type]
-    registration.number, registration.methods, registration.capacity = number, methods, 9
+    registration.number, registration.methods, registration.capacity = number, methods, 3
     return registration
 
 
@@ -223,6 +223,17 @@ def test_policies_agree_with_the_plain_model(policy: str, seed: int, steps: int)
             case _:
                 method = rng.choice("abc")
                 wanted = model.choose(method)
+                if rng.random() < 0.5:
+                    before = wanted.load if wanted else 0
+                    assert subject.take(method) is wanted
+                    if wanted is None:
+                        continue
+                    assert wanted.load == before + 1
+                    if wanted.load >= wanted.capacity:
+                        model.free.remove(wanted)
+                    elif policy != "newest":
+                        model.touch(wanted)
+                    continue
                 assert subject.choose(method) is wanted
                 if wanted is not None:
                     before = wanted.load

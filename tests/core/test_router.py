@@ -255,8 +255,8 @@ def test_those_with_no_room_to_wait_are_the_latest() -> None:
 def test_when_the_last_worker_leaves_who_waited_for_it_is_told_at_once(how: str) -> None:
     world = World()
     caller, first, last = world.caller(), world.worker(capacity=1), world.worker(capacity=1)
-    for wire_id in ("a", "b"):
-        world.busy(first if not first.attempts else last, caller, wire_id)
+    for busy in ("a", "b"):
+        world.busy(first if not first.attempts else last, caller, busy)
     for wire_id in (1, 2):
         world.ask(caller, wire_id)
     world.ask(caller, "patient", wait=True)

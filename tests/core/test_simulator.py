@@ -13,7 +13,7 @@ import pytest
 
 from broker.core import errors
 from broker.core.deadlines import Deadlines
-from broker.core.dispatch import LeastPending, Queue
+from broker.core.dispatch import LeastPending, Policy, Queue
 from broker.core.events import Answered, Deliver, Detached
 from broker.core.messages import Broadcast, CancelAttempt, End
 from broker.core.pending import Pending
@@ -93,6 +93,7 @@ def expired_work_is_given_out(patch: pytest.MonkeyPatch) -> None:
             request = queue.take(registration)
             if request is None:
                 return
+            registration.endpoint.free.load(registration)
             self._assign(request, registration, now)
 
     patch.setattr(Router, "_feed", feed)
@@ -182,11 +183,13 @@ def any_worker_is_least_pending(patch: pytest.MonkeyPatch) -> None:
         return None
 
     patch.setattr(LeastPending, "choose", choose)
+    patch.setattr(LeastPending, "take", Policy.take)
 
 
 @mutant
 def methods_are_not_minded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LeastPending, "choose", lambda self, method: next((r for level in self._levels for r in level), None))
+    patch.setattr(LeastPending, "take", Policy.take)
 
 
 @mutant

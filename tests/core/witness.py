@@ -372,7 +372,8 @@ class Witness:
         workers = self.serving.setdefault(name, {})
         serving = workers.get(session)
         if serving is None:
-            serving = workers[session] = self.leaving.pop((name, session), None) or Serving(methods, capacity, 0)
+            fresh = Serving(methods, capacity, 0)
+            serving = workers[session] = self.leaving.pop((name, session), fresh)
             serving.since = self._step
         serving.methods, serving.capacity = methods, capacity
 
@@ -622,11 +623,12 @@ class Witness:
     def _ended_no_worker(self, asking: Asking, end: End) -> None:
         """It waited for a worker to be free, and the last one has left."""
         event, name = self._event, asking.endpoint
-        left = isinstance(event, Detached) or isinstance(event, Asked) and event.method == "broker.unserve"
+        left = isinstance(event, Detached) or (isinstance(event, Asked) and event.method == "broker.unserve")
         expect(left and not self.serving.get(name), asking, "was given up though it is served")
         expect(not asking.options.wait and not asking.attempts, asking, "was given up though it waits or was tried")
         said = end.outcome
-        expect(said.retryable and said.phase == "queued" and not said.dispatched, asking, "was told wrong things:", said)
+        right = said.retryable and said.phase == "queued" and not said.dispatched
+        expect(right, asking, "was told wrong things:", said)
         expect(asking.order > self._latest_left.get(name, 0), asking, "was given up out of order")
         self._latest_left[name] = asking.order
 

@@ -89,7 +89,7 @@ class Jsonrpcclient:
     async def _read(self, hear: Hear) -> None:
         import json
 
-        from jsonrpcclient import parse
+        from jsonrpcclient import Error, Ok, parse
 
         async for text in self._socket:
             message = json.loads(text)
@@ -97,6 +97,7 @@ class Jsonrpcclient:
                 hear(message["params"])
             else:
                 reply = parse(message)
+                assert isinstance(reply, (Ok, Error))
                 self._waiting.pop(reply.id).set_result(reply)
 
     async def call(self, n: int, method: str, params: Any = None) -> Any:

@@ -11,14 +11,16 @@ from tests.foreign.harness import BrokerProcess, Caller, attached
 from tests.foreign.libraries import CALLERS, NODE, PYTHON, WORKERS
 
 
-@pytest.mark.parametrize("language", [PYTHON, NODE])
-def test_every_library_calls_every_other(libraries: Libraries, broker: BrokerProcess, language: str) -> None:
-    """`language` is the workers'; the callers are of both as far as node is there."""
+@pytest.mark.parametrize("serving", [PYTHON, NODE])
+@pytest.mark.parametrize("calling", [PYTHON, NODE])
+def test_every_library_calls_every_other(
+    libraries: Libraries, broker: BrokerProcess, calling: str, serving: str
+) -> None:
     with ExitStack() as stack:
-        workers = [name for name, worker in WORKERS.items() if worker.language == language]
+        workers = [name for name, worker in WORKERS.items() if worker.language == serving]
         for name in workers:
             stack.enter_context(attached(libraries("worker", name), broker.ws(f"/ws/pair-{name}?role=worker")))
-        for name in CALLERS:
+        for name in [name for name, caller in CALLERS.items() if caller.language == calling]:
             caller = stack.enter_context(Caller(libraries("caller", name), broker.ws("/ws")))
             for worker in workers:
                 text = f"{name} → {worker}"

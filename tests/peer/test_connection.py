@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.echo import self_signed
 from broker.links.loop import LoopLinks
 from broker.peer.connection import Connection, websocket_url
 from broker.peer.errors import BrokerError, CannotConnect, ConnectionLost, DeadlineExceeded, Refused
 from broker.peer.session import Asked, Heard, Options
-from tests.links.harness import Recorder, self_signed, serving
+from tests.links.harness import Recorder, serving
 from tests.peer.harness import SECRET, broker_running, run, until
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.core.errors import KINDS
+from broker.core.errors import KINDS, Kind
 from broker.peer import errors
 from broker.peer.errors import CLASSES, ConnectionLost, DeadlineExceeded, NoMethod, Overloaded, RemoteError, from_reply
 
@@ -23,7 +23,7 @@ def test_every_outcome_but_ok_has_its_class() -> None:
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if kind.name not in ("ok", "worker_error")], ids=lambda k: k.name
 )
-def test_the_brokers_own_errors_become_their_class(kind: errors.Kind) -> None:
+def test_the_brokers_own_errors_become_their_class(kind: Kind) -> None:
     error = reply(kind.code, {"outcome": kind.name, "detail": "why", "dispatched": True, "attempts": 2})
     assert type(error) is CLASSES[kind.name]
     assert (error.endpoint, error.method, error.attempts, error.dispatched) == ("data", "read", 2, True)

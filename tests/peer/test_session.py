@@ -89,7 +89,7 @@ def test_options_travel_and_time_spent_waiting_is_taken_off() -> None:
 
 def test_ids_are_never_used_twice() -> None:
     session, wire = linked()
-    seen = set()
+    seen: set[int] = set()
     for _ in range(3):
         for _ in range(3):
             ask(session)

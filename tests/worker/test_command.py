@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +91,22 @@ def test_it_is_killed_with_its_children_when_nobody_waits(tmp_path: Path) -> Non
         except (FileNotFoundError, ProcessLookupError):
             return True
 
+    def started(file: Path) -> bool:
+        return file.exists() and file.read_text().count("\n") == 2
+
     async def test(client: AsyncClient) -> None:
         for cancel in (False, True):
             file = tmp_path / f"{cancel}"
             task: asyncio.Task[Any] = asyncio.create_task(
                 client.call("sh/any", [str(file)], timeout=20 if cancel else 0.5)
             )
-            await until(lambda file=file: file.exists() and file.read_text().count("\n") == 2, "it runs")
+            await until(partial(started, file), "it runs")
             if cancel:
                 task.cancel()
             with pytest.raises(asyncio.CancelledError if cancel else errors.DeadlineExceeded):
                 await task
             for number in file.read_text().split():
-                await until(lambda number=number: gone(number), f"process {number} is gone")
+                await until(partial(gone, number), f"process {number} is gone")
 
     script = """file=$(cat | tr -d '["]'); sleep 60 & (echo $$; echo $!) > "$file.new"; mv "$file.new" "$file"; wait"""
     if not os.path.isdir("/proc/self"):
