@@ -89,7 +89,9 @@ class Table:
     def open(self, deadline: float) -> Request:
         self.next_id = number = self.next_id + 1
         session = self.sessions[number % CALLERS]
-        return self.pending.open(session, number, self.endpoint, "m", BODY, DEFAULT_OPTIONS, self.now, deadline)
+        return self.pending.open(
+            session, number // CALLERS, self.endpoint, "m", BODY, DEFAULT_OPTIONS, self.now, deadline
+        )
 
     def match_fresh(self, count: int) -> None:
         close = self.pending.close
@@ -132,7 +134,9 @@ class Routed:
 
     def ask(self, options: Options) -> Call:
         self.next_id = number = self.next_id + 1
-        effects = self.router.handle(Asked(self.sessions[number % CALLERS], number, "e", "m", BODY, options), self.now)
+        effects = self.router.handle(
+            Asked(self.sessions[number % CALLERS], number // CALLERS, "e", "m", BODY, options), self.now
+        )
         call = effects[0].message  # type: ignore[union-attr]
         effects.clear()
         assert type(call) is Call
@@ -144,7 +148,7 @@ class Routed:
         for _ in range(count // WINDOW):
             for _ in range(WINDOW):
                 number += 1
-                asked(Asked(sessions[number % CALLERS], number, "e", "m", BODY, DEFAULT_OPTIONS), now)
+                asked(Asked(sessions[number % CALLERS], number // CALLERS, "e", "m", BODY, DEFAULT_OPTIONS), now)
             calls = [effect.message.attempt for effect in effects]  # type: ignore[union-attr]
             effects.clear()
             for attempt in calls:
@@ -158,7 +162,7 @@ class Routed:
         waiting = self.waiting
         for index in range(count):
             number += 1
-            asked(Asked(sessions[number % CALLERS], number, "e", "m", BODY, DEFAULT_OPTIONS), now)
+            asked(Asked(sessions[number % CALLERS], number // CALLERS, "e", "m", BODY, DEFAULT_OPTIONS), now)
             at = index % len(waiting)
             attempt = waiting[at].attempt
             waiting[at] = effects[0].message  # type: ignore[union-attr, assignment]
@@ -171,7 +175,7 @@ class Routed:
         effects, sessions, now, number = self.router.effects, self.sessions, self.now, self.next_id
         for _ in range(count):
             number += 1
-            asked(Asked(sessions[number % CALLERS], number, "e", "m", BODY, options), now)
+            asked(Asked(sessions[number % CALLERS], number // CALLERS, "e", "m", BODY, options), now)
             effects.clear()
         self.next_id = number
         self.now = now = now + 0.1

@@ -30,6 +30,7 @@ from broker.peer.errors import BrokerError, WorkerLost
 READY_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 5.0
 SMALL_BYTES = 8 << 20
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -43,6 +44,7 @@ def demo(folder: Path | None, keep: bool) -> None:
     """
     if folder is not None and not folder.is_dir():
         raise Failure(Exit.USAGE, f"{folder}: there is no such folder")
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         with tempfile.TemporaryDirectory(prefix="broker-demo-") as place:
             asyncio.run(_main(Path(place).resolve(), folder.resolve() if folder else None, keep))
@@ -50,6 +52,9 @@ def demo(folder: Path | None, keep: bool) -> None:
         raise Failure(Exit.DEFECT, f"the demo failed: {error}") from error
     except asyncio.CancelledError:  # a signal
         raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _main(place: Path, folder: Path | None, keep: bool) -> None:
@@ -64,9 +69,14 @@ async def _main(place: Path, folder: Path | None, keep: bool) -> None:
         elif not telling.cancel() or telling.cancelling() > 1:
             stage.kill()  # the second time
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, end)
-    await telling
+    try:
+        await telling
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # until the folder is removed
 
 
 class _Stage:

@@ -98,7 +98,8 @@ class _Examination:
         try:
             self._target: Target = self._locate()
         except OSError as error:
-            yield Check("broker", "fail", str(error), "Start one with `broker serve`, or give --url and --token.")
+            text, _, advice = str(error).partition("; ")
+            yield Check("broker", "fail", text, advice or "Mend that, or give --url and --token.")
             raise _Ended(Exit.CANNOT_CONNECT) from None
         url = self._target.url if "://" in self._target.url else f"http://{self._target.url}"
         try:
@@ -126,12 +127,14 @@ class _Examination:
             raise _Ended(Exit.CANNOT_CONNECT) from None
         except ssl.SSLError as error:
             text = f"no TLS there: {error.reason or error}"
-            yield Check("tls", "fail", text, "Try http:// instead of https://.")
+            yield Check("tls", "fail", text, "Something else listens there, or the broker speaks no TLS: try http://.")
             raise _Ended(Exit.CANNOT_CONNECT) from None
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             advice = "Is the broker running, the port right, a firewall between? `broker serve` starts one."
             if not self._secure and isinstance(error, (http.client.HTTPException, ConnectionResetError)):
                 advice = "Something else listens there, or the broker speaks TLS: try https://."
+            elif self._secure and isinstance(error, (TimeoutError, ConnectionResetError)):
+                advice = "Something else listens there, or the broker speaks no TLS: try http://."
             yield Check("reachable", "fail", f"no answer: {_why(error)}", advice)
             raise _Ended(Exit.CANNOT_CONNECT) from None
         self._took_s = time.perf_counter() - began

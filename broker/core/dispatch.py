@@ -74,7 +74,7 @@ class LeastPending(Policy):
         self._size = 0
 
     def add(self, registration: Registration) -> None:
-        self._put(registration, registration.load)
+        self._put(registration, min(registration.load, LEVELS_MAX))
         self._size += 1
 
     def remove(self, registration: Registration) -> None:
@@ -104,28 +104,28 @@ class LeastPending(Policy):
         while not levels[lowest]:
             lowest += 1
         self._lowest = lowest
-        level, load = levels[lowest], lowest + 1
-        registration = next(iter(level))
-        if registration.methods is None and load < registration.capacity and load < len(levels):
-            del level[registration]  # the common step, without a call
-            levels[load][registration] = None
+        registration = next(iter(levels[lowest]))
+        load = registration.load + 1
+        level = load if load < LEVELS_MAX else LEVELS_MAX
+        if registration.methods is None and load < registration.capacity and level < len(levels):
+            del levels[lowest][registration]  # the common step, without a call
+            levels[level][registration] = None
             registration.load = load
             return registration
         return super().take(method)
 
     def changed(self, registration: Registration, before: int) -> None:
         levels, load = self._levels, registration.load
-        if before < len(levels) > load:  # to a level that is there: the common step, without a call
-            del levels[before][registration]
-            levels[load][registration] = None
-            if load < self._lowest:
-                self._lowest = load
-        else:
-            del levels[before if before < LEVELS_MAX else LEVELS_MAX][registration]
-            self._put(registration, load)
-
-    def _put(self, registration: Registration, load: int) -> None:
         level = load if load < LEVELS_MAX else LEVELS_MAX
+        del levels[before if before < LEVELS_MAX else LEVELS_MAX][registration]
+        if level < len(levels):  # it is there: the common step, without a call
+            levels[level][registration] = None
+            if level < self._lowest:
+                self._lowest = level
+        else:
+            self._put(registration, level)
+
+    def _put(self, registration: Registration, level: int) -> None:
         levels = self._levels
         while len(levels) <= level:
             levels.append({})

@@ -34,7 +34,6 @@ from broker.core.events import (
     Detached,
     Drain,
     Effect,
-    ErrorReply,
     Event,
     Malformed,
     PauseReading,
@@ -253,10 +252,7 @@ class Router:
             self.counters.late_replies += 1
             return
         request, registration = attempt.request, attempt.registration
-        if error is None:
-            outcome = ENDED_OK
-        else:
-            outcome = self._outcome(errors.WORKER_ERROR, request, now, error.retryable)
+        outcome = ENDED_OK if error is None else self._outcome(errors.WORKER_ERROR, request, now, error.retryable)
         if body.attachments and request.session.link is not None and not self._fits(request.session, body):
             detail = f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
             self._end(request, self._outcome(errors.TOO_LARGE, request, now, detail=detail), None, now)
@@ -416,7 +412,9 @@ class Router:
             if registration is not None:
                 notify = Notify(endpoint.name, event.method, event.body)
                 self.effects.append(Deliver(registration.session, notify))
-                endpoint.free.changed(registration, registration.load)  # so that the next goes to the next of its equals
+                endpoint.free.changed(
+                    registration, registration.load
+                )  # so that the next goes to the next of its equals
                 return
         self.counters.notifications_dropped += 1
 

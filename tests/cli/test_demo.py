@@ -178,7 +178,8 @@ def test_a_second_signal_hurries(environment: dict[str, str], elsewhere: Path) -
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "")
+    assert process.returncode in (130, -signal.SIGINT)  # the last one may come when everything is over
+    assert err == ""
     assert_nothing_is_left(environment)
 
 

@@ -294,11 +294,17 @@ def test_tls(
     assert ssl.HAS_TLSv1_3
 
 
-def test_no_tls_there(capfd: pytest.CaptureFixture[str]) -> None:
-    with broker_thread() as (broker, _):
+def test_no_tls_there(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with something_else(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        code, checks = examine(capfd, "--url", f"https://127.0.0.1:{port}", "--token", SECRET)
+    assert code == 3
+    assert "no TLS there" in checks["tls"]["text"]
+    assert "try http://" in checks["tls"]["advice"]
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.5)
+    with broker_thread() as (broker, _):  # it waits for the rest of what it takes for a request
         code, checks = examine(capfd, "--url", f"https://127.0.0.1:{broker.port}", "--token", SECRET)
     assert code == 3
-    assert "Try http://" in checks["tls"]["advice"]
+    assert "try http://" in checks["reachable"]["advice"]
 
 
 def test_a_token_in_the_clear_is_warned_of(capfd: pytest.CaptureFixture[str]) -> None:

@@ -236,7 +236,7 @@ def test_completion_offers_commands_with_their_help() -> None:
 
 
 def test_a_shell_can_ask_for_completions() -> None:
-    words = {"COMP_WORDS": "broker con", "COMP_CWORD": "1", "_BROKER_COMPLETE": "bash_complete"}
+    words = {"COMP_WORDS": "broker conf", "COMP_CWORD": "1", "_BROKER_COMPLETE": "bash_complete"}
     done = _broker(**words)
     assert (done.returncode, done.stdout, done.stderr) == (0, "plain,config\n", "")
     assert "_BROKER_COMPLETE=zsh_complete" in _broker(_BROKER_COMPLETE="zsh_source").stdout

@@ -96,7 +96,9 @@ class Daemon:
         import urllib.request
 
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"} if token != "" else {}
-        request = urllib.request.Request(self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None)
+        request = urllib.request.Request(
+            self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None
+        )
         handlers: list[Any] = [urllib.request.ProxyHandler({})]
         if context:
             handlers.append(urllib.request.HTTPSHandler(context=context))
@@ -188,9 +190,7 @@ def self_signed(folder: Path, name: str = "tls") -> tuple[Path, Path]:
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=2))
         .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            ),
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
             critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -199,9 +199,7 @@ def self_signed(folder: Path, name: str = "tls") -> tuple[Path, Path]:
     certificate_file, key_file = folder / f"{name}.pem", folder / f"{name}.key"
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate_file, key_file
 

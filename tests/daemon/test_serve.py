@@ -153,15 +153,17 @@ def test_tls_from_end_to_end(tmp_path: Path) -> None:
             assert call["params"] == data
             worker.send(json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": data}))
             assert json.loads(caller.recv(timeout=20))["result"] == data
-        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", running.port), 5) as plain:  # noqa: PT011
+        with socket.create_connection(("127.0.0.1", running.port), 5) as plain:
             plain.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            if plain.recv(100) in (b"",) or True:
-                raise OSError("closed, or a TLS alert: no HTTP")
+            try:
+                assert b"HTTP" not in plain.recv(100), "a TLS alert at most"
+            except ConnectionResetError:
+                pass
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         with pytest.warns(DeprecationWarning):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
-        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", running.port), 5) as raw:  # noqa: PT011
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", running.port), 5) as raw:
             old.wrap_socket(raw)
 
 
@@ -219,7 +221,7 @@ def test_row_06_no_credential_is_written_anywhere(tmp_path: Path, style: str) ->
         local = running.token
         with running.connect(f"/ws/lab?ticket={ticket}", "") as one, running.connect("/ws", ADMIN) as two:
             for peer in (one, two):
-                peer.send('{"jsonrpc":"2.0","id":1,"method":"%s"' % CANARIES["body"])
+                peer.send('{"jsonrpc":"2.0","id":1,"method":"' + CANARIES["body"])
                 peer.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x", "params": {"token": CANARIES["body"]}}))
         with running.connect("/ws/lab", "", subprotocols=[bearer]) as three:
             three.send("x")
@@ -405,17 +407,20 @@ def test_fault_07_nothing_stale_blocks_a_start_after_sigkill(tmp_path: Path) -> 
 
 def test_fault_11_a_stopped_process_forgives_those_who_waited(tmp_path: Path) -> None:
     env = {"BROKER_LIMITS__PING_INTERVAL_S": "0.6", "BROKER_LIMITS__PING_TIMEOUT_S": "0.6"}
-    with daemon(tmp_path, env=env) as running:
-        with running.connect("/ws/lab?role=worker") as worker, running.connect("/ws/lab") as caller:
-            caller.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "m"}))
-            call = json.loads(worker.recv(timeout=20))
-            running.signal(signal.SIGSTOP)
-            time.sleep(2.5)  # longer than interval and patience together
-            worker.send(json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": "still here"}))
-            running.signal(signal.SIGCONT)
-            assert json.loads(caller.recv(timeout=20))["result"] == "still here"
-            assert "result" in ask(caller, "broker.ping", wire_id=2)
-            assert running.metrics()["broker_link_ping_timeouts_total"] == 0
+    with (
+        daemon(tmp_path, env=env) as running,
+        running.connect("/ws/lab?role=worker") as worker,
+        running.connect("/ws/lab") as caller,
+    ):
+        caller.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "m"}))
+        call = json.loads(worker.recv(timeout=20))
+        running.signal(signal.SIGSTOP)
+        time.sleep(2.5)  # longer than interval and patience together
+        worker.send(json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": "still here"}))
+        running.signal(signal.SIGCONT)
+        assert json.loads(caller.recv(timeout=20))["result"] == "still here"
+        assert "result" in ask(caller, "broker.ping", wire_id=2)
+        assert running.metrics()["broker_link_ping_timeouts_total"] == 0
 
 
 def test_fault_12_without_file_descriptors_it_pauses_and_resumes(tmp_path: Path) -> None:
@@ -467,7 +472,8 @@ def test_fault_14_a_log_pipe_nobody_reads_blocks_nothing(tmp_path: Path) -> None
     try:
         running.ready()
         for number in range(3000):  # each makes a line of its own; together they are more than the pipe holds
-            assert running.http(f"/nothing{number}{'x' * 100}", "")[0] == 404 if number % 10 == 0 else True
+            if number % 10 == 0:
+                assert running.http(f"/nothing{number}{'x' * 1000}", "")[0] == 404
             if number % 500 == 0:
                 with running.connect("/ws") as peer:
                     assert "result" in ask(peer, "broker.ping")
@@ -535,5 +541,3 @@ def test_a_reload_leaves_those_who_are_attached_alone(tmp_path: Path) -> None:
             call = json.loads(worker.recv(timeout=20))
             worker.send(json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": 1}))
             assert json.loads(caller.recv(timeout=20))["result"] == 1
-
-

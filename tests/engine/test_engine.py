@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 
 import pytest
 
 from broker.core.access import Grant, Role
+from broker.core.errors import DRAINED
 from broker.core.events import Asked, Attached, CloseLink, Congested, Detached
 from broker.core.limits import Limits
 from broker.core.messages import Body, Call, End, Message, Options
@@ -64,14 +66,21 @@ class World:
         self.engine = Engine(self.router, asyncio.get_running_loop(), **options)
         self.delays: list[float] = []
 
-    def attach(self, link: Recorder, role: Role = Role.CALLER, endpoint: str | None = "e", **more: float) -> Session:
+    def attach(
+        self, link: Recorder, role: Role = Role.CALLER, endpoint: str | None = "e", expires_at: float | None = None
+    ) -> Session:
         number = self.engine.next_session()
-        self.engine.feed(
-            Attached(
-                session=number, link=link, principal="p", grants=EVERYTHING, role=role, endpoint=endpoint,
-                listen=role == Role.LISTENER, **more,  # type: ignore[arg-type]
-            )  # fmt: skip
+        attached = Attached(
+            session=number,
+            link=link,
+            principal="p",
+            grants=EVERYTHING,
+            role=role,
+            endpoint=endpoint,
+            listen=role == Role.LISTENER,
+            expires_at=expires_at,
         )
+        self.engine.feed(attached)
         return self.router.sessions.by_id[number]
 
     def ask(self, session: Session, wire_id: int, timeout: float | None = None, wait: bool = False) -> None:
@@ -138,7 +147,7 @@ def test_a_link_whose_code_raises_harms_nobody_else(raising: str, caplog: pytest
         if "pause" in raising:
             world.engine.feed(Congested(first, True))
         if raising == "close":
-            router.effects.append(CloseLink(first, _any_close(), "x"))
+            router.effects.append(CloseLink(first, DRAINED, "x"))
         world.ask(first, 1)
         world.ask(second, 1)
         assert len(good.messages) == 1, "whoever comes after it is told all the same"
@@ -150,12 +159,6 @@ def test_a_link_whose_code_raises_harms_nobody_else(raising: str, caplog: pytest
     with caplog.at_level(logging.ERROR):
         run(main)
     assert "failed" in caplog.text
-
-
-def _any_close():  # type: ignore[no-untyped-def]
-    from broker.core import errors
-
-    return errors.DRAINED
 
 
 def test_there_is_one_timer_and_it_is_moved_only_forward() -> None:
@@ -194,7 +197,7 @@ def test_deadlines_expire_in_slices_with_turns_between() -> None:
         while len(caller.messages) < 95:
             await asyncio.sleep(0)
             at_turn.append(len(caller.messages))
-        steps = {b - a for a, b in zip(at_turn, at_turn[1:], strict=False)}
+        steps = {b - a for a, b in itertools.pairwise(at_turn)}
         assert max(steps) <= 10
         assert [m.wire_id for m in caller.messages if isinstance(m, End)] == list(range(95))
         world.engine.stop()
@@ -237,9 +240,7 @@ def test_a_broadcast_goes_out_in_slices_and_survives_who_raises_or_leaves() -> N
         world = World(fanout_slice=4)
         links = [Recorder(frozenset({"broadcast"}) if number == 5 else frozenset()) for number in range(11)]
         sessions = [world.attach(link, Role.LISTENER) for link in links]
-        world.engine.feed(
-            Asked(sessions[0], 1, "", "broker.publish", Body(b'{"endpoint":"e","data":1}'), Options())
-        )
+        world.engine.feed(Asked(sessions[0], 1, "", "broker.publish", Body(b'{"endpoint":"e","data":1}'), Options()))
         heard = [sum(1 for m in link.messages if not isinstance(m, End)) for link in links]
         assert sum(heard) == 4, "only the first slice yet"
         world.engine.feed(Detached(sessions[10], 1000, "", 0))

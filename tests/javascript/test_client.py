@@ -17,7 +17,7 @@ from broker.core.errors import KINDS
 from tests.javascript.harness import HERE, PATIENCE_S, TOKEN, BrokerProcess, npm_packages, tool
 
 SCENARIOS = re.findall(r"^export async function (\w+)", (HERE / "scenarios.mjs").read_text(), re.MULTILINE)
-APART = {"calls_a_python_worker", "serves_python_callers", "outcomes_have_their_classes"}
+APART = {"calls_a_python_worker", "serves_python_callers", "outcomes_have_their_classes", "names_are_listed"}
 """scenarios that need something beside the broker; they have tests of their own below"""
 
 

@@ -1,54 +1,63 @@
 // What a program in TypeScript may write, and what it may not: checked, never run.
 
-import { connect, BrokerError, Client, ConnectionLost, DeadlineExceeded, Fault, Refused, type Message } from "request-broker-client";
+import {
+  connect, BrokerError, Client, ConnectionLost, DeadlineExceeded, Fault, NdArray, Overloaded, Refused, Worker, type Message,
+} from "request-broker-client";
 
 const client: Client = await connect("http://127.0.0.1:8765", {
   token: async () => "token",
   onState: (state, error) => console.log(state === "connected", error?.message),
 });
 const controller = new AbortController();
-const image = await client.call<{ pixels: ArrayBuffer }>("camera", "image", { number: 1, mask: new Uint8Array(3) }, {
+const image = await client.call<{ pixels: ArrayBuffer }>("camera/image", { number: 1, mask: new Uint8Array(3) }, {
   timeout: 5,
   signal: controller.signal,
   idempotent: true,
   retries: 2,
 });
 const size: number = image.pixels.byteLength;
-client.notify("camera", "note", [size]);
+client.notify("camera/note", [size, new NdArray(new Float32Array(6), [2, 3])]);
 const { seq, listeners }: { seq: number | null; listeners: number } = await client.publish("camera", null, { topic: "new" });
-const stop: () => Promise<void> = await client.subscribe<{ file: string }>("camera", "new", (message: Message<{ file: string }>) => {
-  console.log(message.data.file, message.seq, message.missed);
-});
+const subscription = await client.subscribe<{ file: string }>("camera", { topic: "new" });
+for await (const { data, missed } of subscription) console.log(data.file.length, missed.toFixed(), subscription.dropped);
+const shown = (message: Message<{ file: string }>) => console.log(message.data.file, message.seq, message.missed);
+await client.subscribe("camera", shown, { topic: "new" });
 await client.subscribe("camera", ({ data }) => console.log(data));
-await client.serve("camera", {
-  image: async (params, { signal, timeout }) => {
+const worker: Worker = await client.serve("camera", {
+  image: async (params, { signal, leftS, cancelled }) => {
     signal.throwIfAborted();
-    if (!params) throw new Fault("no params", { code: 5, data: { timeout }, retryable: true });
+    if (!params || cancelled) throw new Fault("no params", { code: 5, data: { leftS }, retryable: true });
     return new Uint8Array(10);
   },
 });
+worker.publish({ file: worker.peer }, { topic: "new" });
+const array = await client.call<NdArray<Float32Array>>("camera/array");
+const value: number | undefined = array.data[array.shape.length];
+for await (const each of client.map<number>("camera/count", [{ from: 1 }, null], { concurrency: 4 })) each.toFixed(value);
 const [first] = (await client.describe("camera")).workers;
 console.log(first?.methods?.length, seq, listeners, (await client.endpoints())[0]?.workers.toFixed());
-const call = client.call("camera", "image");
+const call = client.call("camera/image");
 const taken: boolean = client.cancel(call);
 try {
   await call;
 } catch (error) {
   if (error instanceof DeadlineExceeded) console.log(error.phase, error.code, taken);
   else if (error instanceof ConnectionLost) console.log(error.mayHaveExecuted);
-  else if (error instanceof Refused) console.log(error.status);
+  else if (error instanceof Refused) console.log(error.status, error.comeBack);
+  else if (error instanceof Overloaded) console.log(error.retryAfterS.toFixed(), error.bound);
   else if (error instanceof BrokerError) console.log(error.outcome, error.retryable, error.endpoint, error.method, error.data);
 }
-await stop();
+await subscription.close();
+await worker.stop({ now: true });
 client.close();
 
 // @ts-expect-error a method is named
-client.call("camera");
+client.call();
 // @ts-expect-error seconds are numbers
-client.call("camera", "image", {}, { timeout: "5" });
+client.call("camera/image", {}, { timeout: "5" });
 // @ts-expect-error params are an object or an array
-client.call("camera", "image", "text");
+client.call("camera/image", "text");
 // @ts-expect-error there is no such option
-client.call("camera", "image", {}, { timout: 5 });
+client.call("camera/image", {}, { timout: 5 });
 // @ts-expect-error clients are made by connect
 new Client();

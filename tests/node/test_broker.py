@@ -63,8 +63,8 @@ def test_stop_ends_what_is_in_flight_and_tells_everybody() -> None:
 def test_it_can_be_used_without_listening() -> None:
     async def main() -> None:
         async with Broker() as broker:
-            assert {"/ws", "/metrics"} <= {route.matcher._path for route in broker.routes()}  # type: ignore[union-attr]
-            prefixed = {route.matcher._path for route in broker.routes("/lab")}  # type: ignore[union-attr]
+            assert {"/ws", "/metrics"} <= {route.matcher._path for route in broker.routes()}  # type: ignore[attr-defined]
+            prefixed = {route.matcher._path for route in broker.routes("/lab")}  # type: ignore[attr-defined]
             assert "/lab/ws" in prefixed
             assert all(path.startswith("/lab") for path in prefixed)
 
@@ -159,6 +159,6 @@ def test_the_admin_token_of_the_configuration_opens_everything() -> None:
             peer = await world.peer("/ws", token)
             assert "result" in await peer.call("broker.admin.peers")
             assert token not in repr(await peer.call("broker.admin.peers"))
-            assert ADMIN != token
+            assert token != ADMIN
 
     run(main)

@@ -322,7 +322,10 @@ def test_a_worker_marks_its_error_retryable(meta: str, retryable: bool) -> None:
 
 
 def test_replies_without_an_id_are_nameless() -> None:
-    for members in ('"id":null,"error":{"code":-32700,"message":"Parse error"}', '"error":{"code":-32600,"message":""}'):
+    for members in (
+        '"id":null,"error":{"code":-32700,"message":"Parse error"}',
+        '"error":{"code":-32600,"message":""}',
+    ):
         event = reply(members)
         assert isinstance(event, Stray)
         assert event.nameless

@@ -115,7 +115,7 @@ def agree(endpoint: str, text: bytes) -> str:
         assert (event.wire_id is not None) == ("id" in envelope)
         if event.wire_id is not None:
             check_id(envelope["id"])
-            same(json.loads(event.wire_id), envelope["id"])
+            same(json.loads(cast("bytes", event.wire_id)), envelope["id"])
         assert (len(event.body.raw) > 0) == ("params" in envelope)
         if "params" in envelope:
             same(json.loads(bytes(event.body.raw)), envelope["params"])
@@ -172,25 +172,87 @@ def why_refusable(text: bytes, endpoint: str) -> str:
 # ---------------------------------------------------------------- what is thrown at it
 
 VALUES = st.sampled_from(
-    ['"2.0"', "2.0", '"2.1"', "1", "0", "-0", "7", "12", "123", "1.0", "1e2", "007", "null", "true", '""', '"a"', '"A1"',
-     '"lab/m"', '"m"', '"broker.ping"', '"$/cancelRequest"', '"$/x"', '"m\\n"', '"\\u006d"', '"\\ud83d\\ude00"',
-     '"\\ud800"', '"é"', "[]", "{}", '{"id":1}', '{"id":1,"id":2}', "[1,]", "NaN", "Infinity", '{"timeout":5}',
-     '{"timout":5}', '{"timeout":5,"timeout":6}', '"node-7-1"', '"node-7-01"', '"node-8-1"', '"node\\u002d7-1"',
-     '{"code":1,"message":"x"}', '{"code":true,"message":"x"}', '{"code":-32003,"message":"x"}', "18446744073709551615",
-     "18446744073709551616", "-9223372036854775809", '"%s"' % ("x" * 129), '{"$buffer":0}', '"\\x"', "'a'", "1 1",
-     "[" * 20 + "]" * 20, '" "', "[1, 2, {}]", '{"a": "b"}']
-)  # fmt: skip
+    [
+        '"2.0"',
+        "2.0",
+        '"2.1"',
+        "1",
+        "0",
+        "-0",
+        "7",
+        "12",
+        "123",
+        "1.0",
+        "1e2",
+        "007",
+        "null",
+        "true",
+        '""',
+        '"a"',
+        '"A1"',
+        '"lab/m"',
+        '"m"',
+        '"broker.ping"',
+        '"$/cancelRequest"',
+        '"$/x"',
+        '"m\\n"',
+        '"\\u006d"',
+        '"\\ud83d\\ude00"',
+        '"\\ud800"',
+        '"é"',
+        "[]",
+        "{}",
+        '{"id":1}',
+        '{"id":1,"id":2}',
+        "[1,]",
+        "NaN",
+        "Infinity",
+        '{"timeout":5}',
+        '{"timout":5}',
+        '{"timeout":5,"timeout":6}',
+        '"node-7-1"',
+        '"node-7-01"',
+        '"node-8-1"',
+        '"node\\u002d7-1"',
+        '{"code":1,"message":"x"}',
+        '{"code":true,"message":"x"}',
+        '{"code":-32003,"message":"x"}',
+        "18446744073709551615",
+        "18446744073709551616",
+        "-9223372036854775809",
+        '"%s"' % ("x" * 129),
+        '{"$buffer":0}',
+        '"\\x"',
+        "'a'",
+        "1 1",
+        "[" * 20 + "]" * 20,
+        '" "',
+        "[1, 2, {}]",
+        '{"a": "b"}',
+    ]
+)
 RIGHT = {
-    "jsonrpc": ['"2.0"'], "id": ["1", "0", '"a"', "12", '"node-7-1"', '"node-8-1"'], "params": ["[]", "{}", "1", '{"id":1}'],
-    "method": ['"m"', '"lab/m"', '"broker.ping"', '"$/cancelRequest"'], "result": ["1", "null", "[1,2]"],
-    "error": ['{"code":1,"message":"x"}', "1"], "meta": ["{}", '{"timeout":5}', "1"],
-}  # fmt: skip
+    "jsonrpc": ['"2.0"'],
+    "id": ["1", "0", '"a"', "12", '"node-7-1"', '"node-8-1"'],
+    "params": ["[]", "{}", "1", '{"id":1}'],
+    "method": ['"m"', '"lab/m"', '"broker.ping"', '"$/cancelRequest"'],
+    "result": ["1", "null", "[1,2]"],
+    "error": ['{"code":1,"message":"x"}', "1"],
+    "meta": ["{}", '{"timeout":5}', "1"],
+}
 KEYS = ['"id"', '"meta"', '"params"', '"method"', '"jsonrpc"', '"result"', '"error"', '"\\u0069d"', '"x"', '""', '"ID"']
 SHAPES = [
-    ("jsonrpc", "id", "method", "params"), ("jsonrpc", "id", "method"), ("jsonrpc", "method", "params"),
-    ("jsonrpc", "id", "result"), ("jsonrpc", "id", "error"), ("jsonrpc", "id", "method", "params", "meta"),
-    ("jsonrpc", "id"), ("jsonrpc", "method", "params", "meta"), ("jsonrpc", "id", "result", "error"), ("jsonrpc",),
-]  # fmt: skip
+    ("jsonrpc", "id", "method", "params"),
+    ("jsonrpc", "id", "method"),
+    ("jsonrpc", "method", "params"),
+    ("jsonrpc", "id", "result"),
+    ("jsonrpc", "id", "error"),
+    ("jsonrpc", "id", "method", "params", "meta"),
+    ("jsonrpc", "id"),
+    ("jsonrpc", "method", "params", "meta"),
+    ("jsonrpc", "id", "result", "error"),
+    ("jsonrpc",),
+]
 SPACE = st.sampled_from(["", "", "", " ", "  ", "\n", "\t"])
 
 

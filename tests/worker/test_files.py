@@ -650,17 +650,17 @@ async def begun(files: Files, watchers: int = 1) -> None:
 
 def test_watch_answers_when_a_new_file_is_complete(folder: Path) -> None:
     async def story(files: Files) -> None:
-        watch = asyncio.create_task(files.watch("*.dat", stable_s=0.5))
+        watch = asyncio.create_task(files.watch("*.dat", stable_s=1.5))
         await begun(files)
         (folder / "other.txt").write_bytes(b"no match")
         with (folder / "slow.dat").open("wb", buffering=0) as file:
-            for _ in range(8):
+            for _ in range(20):
                 file.write(b"x" * 10)
                 await asyncio.sleep(0.1)
                 assert not watch.done()
         told = await watch
         assert told is not None
-        assert (told["path"], told["size"]) == ("slow.dat", 80)
+        assert (told["path"], told["size"]) == ("slow.dat", 200)
 
     watching(folder, story)
 
@@ -750,11 +750,11 @@ def test_a_file_that_grows_for_ever_ends_with_the_timeout(folder: Path) -> None:
 
 def test_a_preallocated_file_is_complete_when_it_is_no_more_written(folder: Path) -> None:
     async def story(files: Files) -> None:
-        watch = asyncio.create_task(files.watch("image", stable_s=1))
+        watch = asyncio.create_task(files.watch("image", stable_s=1.5))
         await begun(files)
         with (folder / "image").open("wb", buffering=0) as file:
             file.truncate(1000)
-            for _ in range(15):
+            for _ in range(25):
                 os.pwrite(file.fileno(), b"x", 5)
                 await asyncio.sleep(0.1)
                 assert not watch.done()

@@ -14,7 +14,6 @@ from tests.transports.websocket.harness import (
     ELSEWHERE,
     LISTENER,
     WORKER,
-    World,
     config,
     run,
     serving,
@@ -90,7 +89,9 @@ def test_row_04_pages_of_other_origins_are_refused_before_the_upgrade(origin: st
     run(main)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", "localhost.:{port}"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", "localhost.:{port}"]
+)
 def test_row_05_a_rebound_name_is_answered_nothing(host: str) -> None:
     async def main() -> None:
         async with serving() as world:

@@ -20,7 +20,10 @@ from tests.transports.websocket.harness import Peer, config, head, joined, run, 
         ({"result": None}, {"result": None}),
         ({"result": 1, "error": {"code": 5, "message": "x"}}, {"error": {"code": 5, "message": "x"}}),
         ({"error": {"code": 0, "message": ""}}, {"error": {"code": 0, "message": ""}}),
-        ({"error": {"code": 1, "message": "x", "data": "text"}}, {"error": {"code": 1, "message": "x", "data": "text"}}),
+        (
+            {"error": {"code": 1, "message": "x", "data": "text"}},
+            {"error": {"code": 1, "message": "x", "data": "text"}},
+        ),
         ({"error": "broke"}, {"error": {"code": -32603, "message": "Internal error", "data": "broke"}}),
         ({"error": {"code": "5"}}, {"error": {"code": -32603, "message": "Internal error", "data": {"code": "5"}}}),
         (

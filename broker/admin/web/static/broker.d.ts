@@ -11,55 +11,95 @@ export interface Message<T = any> {
 
 /** What a served function is told of a request beside its params. */
 export interface ServedRequest {
-  endpoint: string;
-  method: string;
+  readonly endpoint: string;
+  readonly method: string;
+  /** The caller's trace id; never to be trusted for access. */
+  readonly trace: string | null;
   /** Aborts when nobody waits for the answer any more. */
-  signal: AbortSignal;
-  /** What is left of the deadline when the request came. */
-  timeout: number | null;
-  trace: string | null;
-  idempotent: boolean;
+  readonly signal: AbortSignal;
+  readonly cancelled: boolean;
+  /** Seconds until the answer is due, at least 0; null for a notification. */
+  readonly leftS: number | null;
 }
 
-/** Bytes in what it returns travel as attachments; bytes in `params` come as ArrayBuffer. */
-export type Served = (params: any, request: ServedRequest) => unknown;
+/**
+ * Bytes in `params` come as ArrayBuffer, arrays as NdArray; in what it returns they travel as attachments. A text `doc`
+ * of the function is shown to who asks `describe`.
+ */
+export type Served = ((params: any, request: ServedRequest) => unknown) & { doc?: string };
+
+export type TypedArray =
+  | Float32Array | Float64Array | Int8Array | Int16Array | Int32Array | BigInt64Array
+  | Uint8Array | Uint16Array | Uint32Array | BigUint64Array;
+
+/**
+ * An array of numbers with a shape, as numpy has them: `data` is a typed array in C order, `dtype` as numpy writes it
+ * (`<f4`). Where JavaScript has no such numbers (complex, text, dates, the other byte order) `data` is their bytes, an
+ * ArrayBuffer. Booleans are a Uint8Array of 0 and 1 with the dtype `|b1`.
+ */
+export class NdArray<T extends TypedArray | ArrayBuffer = any> {
+  /** Throws RangeError or TypeError where data, shape and dtype do not fit. */
+  constructor(data: T, shape?: number[], dtype?: string);
+  readonly data: T;
+  readonly shape: number[];
+  readonly dtype: string;
+}
 
 export interface ConnectOptions {
   /** Or a function, asked anew for every connection. */
   token?: string | null | (() => string | null | Promise<string | null>);
   /** A ticket of `POST /ticket`. It is good once: give a function if the client is to reconnect. */
   ticket?: string | null | (() => string | null | Promise<string | null>);
+  /** The deadline of every call that names none, in seconds; null leaves it to the broker. Default 30. */
+  timeout?: number | null;
   /** Open a broken connection again, with full jitter. Default true. */
   reconnect?: boolean;
-  /** Go on trying to connect for the first time, too. Default false. */
-  patient?: boolean;
+  /** Go on trying while there is no broker yet. Default false. */
+  wait?: boolean;
   onState?: (state: State, error?: BrokerError) => void;
   /** A subscription or what is served could not be renewed on a new connection. */
   onError?: (error: BrokerError) => void;
 }
 
 export interface CallOptions {
-  /** The deadline; null leaves it to the broker. Default 30. */
+  /** The deadline in seconds; null leaves it to the broker. Default: that of `connect`. */
   timeout?: number | null;
-  signal?: AbortSignal;
   /** It may run twice: it is tried again if a worker or the connection is lost. */
   idempotent?: boolean;
   retries?: number;
   /** Queue it where no worker is there yet. */
   wait?: boolean;
   trace?: string;
+  /** Aborting it cancels the call. */
+  signal?: AbortSignal;
 }
 
-export interface PublishOptions extends CallOptions {
-  topic?: string;
-  to?: string;
+export interface MapOptions extends CallOptions {
+  /** How many requests are in flight at most. Default 16. */
+  concurrency?: number;
+  /** An error takes the place of its result. Default false: the first one is thrown. */
+  returnExceptions?: boolean;
+}
+
+export interface PublishOptions {
+  topic?: string | null;
+  /** One peer. */
+  to?: string | null;
+}
+
+export interface SubscribeOptions {
+  topic?: string | null;
 }
 
 export interface ServeOptions {
+  /** Shown to who asks `describe`. */
+  name?: string;
+  /** What the endpoint is, shown to who asks `describe`. */
+  doc?: string;
   /** How many requests it is given at a time. Default 64. */
   capacity?: number;
-  /** Shown to who asks `describe`. */
-  info?: Record<string, unknown>;
+  /** Seconds it gives requests to finish when it is told to stop. Default 25. */
+  drain?: number;
 }
 
 export interface EndpointView {
@@ -83,31 +123,66 @@ export interface WorkerView {
 
 export type State = "connecting" | "connected" | "closed";
 
+/** Broadcasts of one endpoint or topic: `for await (const message of subscription)`, unless they go to a callback. */
+export class Subscription<T = any> implements AsyncIterable<Message<T>> {
+  private constructor();
+  readonly endpoint: string | null;
+  readonly topic: string | null;
+  /** Messages that were never read because too many were waiting. */
+  readonly dropped: number;
+  /** The next message; null after `close`. Rejects with a TimeoutError after `timeout` seconds. */
+  get(timeout?: number | null): Promise<Message<T> | null>;
+  /** Listen no more. */
+  close(): Promise<void>;
+  [Symbol.asyncIterator](): AsyncIterator<Message<T>>;
+}
+
+/** What serves an endpoint, made by `serve`. */
+export class Worker {
+  private constructor();
+  readonly endpoint: string;
+  readonly name: string;
+  readonly capacity: number;
+  /** What the broker calls it. */
+  readonly peer: string;
+  /** Broadcast to the endpoint's listeners, or to one topic's subscribers, without an answer. */
+  publish(data: unknown, options?: { topic?: string | null }): void;
+  /** Take no more requests, finish those under way (at most `drain` seconds; with `now` none), and end. */
+  stop(options?: { now?: boolean }): Promise<void>;
+}
+
 export class Client {
   private constructor();
   readonly url: string;
   readonly state: State;
-  /** Ask; `endpoint` null for the broker's own methods. Bytes in `params` travel as attachments. */
-  call<T = any>(endpoint: string | null, method: string, params?: object | null, options?: CallOptions): Promise<T>;
+  readonly isConnected: boolean;
+  /** Ask `endpoint/method`, or one of the broker's own, `broker.…`. Bytes and arrays in `params` are attachments. */
+  call<T = any>(method: string, params?: object | null, options?: CallOptions): Promise<T>;
   /** Take a call back by the promise that `call` gave; false if it had ended. */
   cancel(promise: Promise<unknown>): boolean;
+  /** The results for many params, in their order. */
+  map<T = any>(
+    method: string,
+    many: Iterable<object | null> | AsyncIterable<object | null>,
+    options?: MapOptions,
+  ): AsyncGenerator<T, void, void>;
   /** Throws ConnectionLost if there is no connection now. */
-  notify(endpoint: string, method: string, params?: object | null): void;
+  notify(method: string, params?: object | null): void;
   publish(
     endpoint: string | null,
     data?: unknown,
     options?: PublishOptions,
   ): Promise<{ seq: number | null; listeners: number }>;
-  subscribe<T = any>(endpoint: string | null, callback: (message: Message<T>) => void): Promise<() => Promise<void>>;
+  subscribe<T = any>(endpoint: string | null, options?: SubscribeOptions): Promise<Subscription<T>>;
   subscribe<T = any>(
-    endpoint: string,
-    topic: string | null,
+    endpoint: string | null,
     callback: (message: Message<T>) => void,
-  ): Promise<() => Promise<void>>;
-  serve(endpoint: string, methods: Record<string, Served>, options?: ServeOptions): Promise<() => Promise<void>>;
-  endpoints(options?: CallOptions): Promise<EndpointView[]>;
-  describe(endpoint: string, options?: CallOptions): Promise<Omit<EndpointView, "workers"> & { workers: WorkerView[] }>;
-  ping(options?: CallOptions): Promise<{ node: string; peer: string; uptime_s: number }>;
+    options?: SubscribeOptions,
+  ): Promise<Subscription<T>>;
+  serve(endpoint: string, methods: Record<string, Served>, options?: ServeOptions): Promise<Worker>;
+  endpoints(): Promise<EndpointView[]>;
+  describe(endpoint: string): Promise<Omit<EndpointView, "workers"> & { workers: WorkerView[] }>;
+  ping(): Promise<{ node: string; peer: string; uptime_s: number; version: string }>;
   close(): void;
 }
 
@@ -126,6 +201,10 @@ export class BrokerError extends Error {
   readonly method: string;
   readonly worker: string | null;
   readonly attempts: number;
+  /** Seconds from asking to the end, on this side's clock. */
+  readonly elapsedS: number;
+  /** What to do. */
+  readonly advice: string;
 }
 export class RemoteError extends BrokerError {
   readonly type: string;
@@ -140,9 +219,12 @@ export class DeadlineExceeded extends BrokerError {
 }
 export class Overloaded extends BrokerError {
   readonly bound: string;
-  readonly retryAfterMs: number;
+  /** Seconds. */
+  readonly retryAfterS: number;
 }
 export class Cancelled extends BrokerError {
+  /** `caller`, `superseded` or `admin`; empty where it was taken back here, for the `reason` of the AbortSignal. */
+  readonly cause: string;
   readonly reason?: unknown;
 }
 export class Denied extends BrokerError {}
@@ -155,9 +237,14 @@ export class KeyConflict extends BrokerError {}
 export class ConnectionLost extends BrokerError {
   readonly mayHaveExecuted: boolean;
 }
-export class CannotConnect extends BrokerError {}
+export class CannotConnect extends BrokerError {
+  readonly url: string;
+}
 export class Refused extends BrokerError {
+  /** That of HTTP. */
   readonly status: number;
+  /** Whether the same may work later. */
+  readonly comeBack: boolean;
 }
 
 /** The outcomes a broker can report, each with its class. */

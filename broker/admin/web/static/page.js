@@ -1,6 +1,6 @@
 // The page at `/`: sign in, see who serves what, call it, listen. All that comes from outside is set as text.
 
-import { BrokerError, Refused, connect } from "./broker.js";
+import { BrokerError, NdArray, Refused, connect } from "./broker.js";
 
 const REFRESH_MS = 2000;
 const TEXT_MAX = 100_000; // characters of a reply that are shown
@@ -22,7 +22,7 @@ let chosen = null; // the endpoint whose methods are shown
 let described = ""; // what is shown of it, so that nothing is drawn anew without need
 let asking = null; // AbortController of the call under way
 let urls = []; // of blobs, to be let go with the next reply
-const listening = new Map(); // "endpoint topic" → how to end it
+const listening = new Map(); // "endpoint topic" → its subscription
 
 /** An element with attributes and children; texts become text nodes. */
 function make(tag, attributes = {}, ...children) {
@@ -61,7 +61,7 @@ async function begin() {
   const roles = (who.roles ?? []).join(", ");
   $("who").textContent = roles ? `${who.principal} (${roles})` : who.principal;
   try {
-    client = await connect(base, { patient: true, onState: showState });
+    client = await connect(base, { wait: true, onState: showState });
   } catch (error) {
     showSignIn(error.message);
     return;
@@ -140,8 +140,8 @@ async function refresh() {
   if (refreshing || !client || client.state !== "connected" || document.hidden) return;
   refreshing = true;
   try {
-    showEndpoints(await client.endpoints({ timeout: 5 }));
-    if (chosen) showMethods(await client.describe(chosen, { timeout: 5 }));
+    showEndpoints(await client.call("broker.endpoints", null, { timeout: 5 }));
+    if (chosen) showMethods(await client.call("broker.describe", { endpoint: chosen }, { timeout: 5 }));
   } catch (error) {
     if (!(error instanceof BrokerError)) throw error;
     if (chosen && error.outcome !== "connection_lost") showMethods({ workers: [], error: error.detail });
@@ -282,15 +282,14 @@ async function call() {
   const took = () => `${Math.round(performance.now() - begun).toLocaleString("en")} ms`;
   const options = { timeout: Number($("timeout").value), signal: asking.signal };
   try {
-    const result = await client.call($("endpoint").value, $("method").value, params, options);
+    const result = await client.call(`${$("endpoint").value}/${$("method").value}`, params, options);
     $("outcome").dataset.outcome = "ok";
     $("outcome").textContent = `ok, ${took()}`;
     showValue(result);
   } catch (error) {
     if (!(error instanceof BrokerError)) throw error;
-    const facts = [took(), error.worker && `worker ${error.worker}`, error.retryable && "may be repeated"];
     $("outcome").dataset.outcome = "bad";
-    $("outcome").textContent = `${error.message} (${facts.filter(Boolean).join(", ")})`;
+    $("outcome").textContent = `${error.message}${error.retryable ? " It may be repeated." : ""}`;
     if (error.data !== undefined) showValue(error.data);
   } finally {
     asking = null;
@@ -338,12 +337,16 @@ function showValue(value) {
 /** What stands in the text for bytes, which go to `found`. */
 function lift(item, found) {
   let bytes = null;
-  if (item instanceof ArrayBuffer) bytes = new Uint8Array(item);
+  let said = "";
+  if (item instanceof NdArray) {
+    bytes = new Uint8Array(item.data.buffer ?? item.data);
+    said = `array of ${item.dtype} (${item.shape.join(" × ")}), `;
+  } else if (item instanceof ArrayBuffer) bytes = new Uint8Array(item);
   else if (typeof item === "string" && BASE64_IMAGE.test(item)) bytes = fromBase64(item);
   if (bytes === null) return item;
-  const type = imageType(bytes);
+  const type = said ? "" : imageType(bytes);
   found.push({ bytes, type });
-  return `⟨attachment ${found.length - 1}: ${size(bytes)}${type && `, ${type}`}⟩`;
+  return `⟨attachment ${found.length - 1}: ${said}${size(bytes)}${type && `, ${type}`}⟩`;
 }
 
 function showAttachment(bytes, type, at) {
@@ -386,9 +389,9 @@ $("listen").addEventListener("submit", async (event) => {
   const topic = $("listen-topic").value || null;
   const name = topic ? `${endpoint} · ${topic}` : endpoint;
   if (listening.has(name) || !client) return;
-  listening.set(name, async () => {});
+  listening.set(name, null); // under way
   try {
-    listening.set(name, await client.subscribe(endpoint, topic, showBroadcast));
+    listening.set(name, await client.subscribe(endpoint, showBroadcast, { topic }));
   } catch (error) {
     listening.delete(name);
     if (!(error instanceof BrokerError)) throw error;
@@ -399,9 +402,9 @@ $("listen").addEventListener("submit", async (event) => {
   const item = make("li", {}, name, stop);
   stop.addEventListener("click", async () => {
     item.remove();
-    const end = listening.get(name);
+    const subscription = listening.get(name);
     listening.delete(name);
-    await end?.().catch(() => {}); // without a connection nothing is heard either
+    await subscription?.close().catch(() => {}); // without a connection nothing is heard either
   });
   $("listening").append(item);
 });
