@@ -216,7 +216,7 @@ class Authenticator:
             principal = self.logins.find(secret)
         else:
             principal = self.tickets.redeem(secret)
-        return principal if principal is not None and self._still_holds(principal) else None
+        return principal if principal is not None and self.still_holds(principal) else None
 
     def _bearer(self, secret: str) -> Principal | None:
         digest = digest_of(secret)
@@ -224,8 +224,8 @@ class Authenticator:
         # As with stored tokens, a dict keyed by digests tells nothing about the secrets.
         return self._fixed.get(digest, stored)
 
-    def _still_holds(self, principal: Principal) -> bool:
-        """Whether what a ticket was issued to, or somebody signed in with, has neither expired nor ended since."""
+    def still_holds(self, principal: Principal) -> bool:
+        """Whether what somebody came in with, or got a ticket for, has neither expired nor ended since."""
         if principal.expires_at is not None and self._clock() >= principal.expires_at:
             return False
         if principal.login_id and not (self.logins is not None and self.logins.is_open(principal.login_id)):

@@ -409,8 +409,9 @@ class Router:
         endpoint = self.registry.by_name.get(event.endpoint)
         if endpoint is not None and event.session.may(_CALLER, event.endpoint) and not self.draining:
             registration = endpoint.free.choose(event.method)
-            if registration is not None:
-                notify = Notify(endpoint.name, event.method, event.body)
+            body = event.body
+            if registration is not None and (not body.attachments or self._fits(registration.session, body)):
+                notify = Notify(endpoint.name, event.method, body)
                 self.effects.append(Deliver(registration.session, notify))
                 endpoint.free.changed(
                     registration, registration.load

@@ -41,7 +41,7 @@ SLOW_CONSUMER = 4408
 TOO_MANY = 4429
 INTERNAL_ERROR = 1011
 
-_LINKS_PER_SLICE = 256
+_LINKS_PER_SLICE = 128
 _PING_FRAME = frame_header(PING, 0)
 
 
@@ -79,7 +79,7 @@ _NOBODY = Nobody()
 class Writer:
     """Writes what has gathered in the outboxes of one loop: once per loop turn, one write per link.
 
-    A turn writes at most `LinkLimits.write_turn_bytes` per link and looks at 256 links; the rest follows in
+    A turn writes at most `LinkLimits.write_turn_bytes` per link and looks at 128 links; the rest follows in
     the next turn, after the loop has looked at its other work.
     """
 
@@ -214,6 +214,11 @@ class Link:
         """Bytes accepted and not yet taken by the kernel."""
         return self.enqueued - self.flushed
 
+    @property
+    def flushed_at_last(self) -> int:
+        """How far `flushed` can still come: a closing link writes what is queued, one that is gone nothing."""
+        return self.flushed if self._state == GONE else self.enqueued
+
     # ── what the owner calls ──
 
     def start(self, receiver: Receiver) -> None:
@@ -267,6 +272,12 @@ class Link:
         if len(frame) > UNSPLIT_BYTES + 10:
             return self._accept([frame[:UNSPLIT_BYTES], memoryview(frame)[UNSPLIT_BYTES:]], len(frame))
         return self._push(frame)
+
+    def is_crowded(self) -> bool:
+        """Whether the link is closing, or its outbox above the soft bound; then the receiver is told when it is not."""
+        if self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
+            self._congested = True
+        return self._congested or self._state != OPEN
 
     def pause_reading(self) -> None:
         """Stop reading; at most 512 messages that were already parsed still come."""

@@ -163,30 +163,21 @@ class Broker:
     def routes(self, prefix: str = "") -> list[Rule | URLSpec]:
         """All routes, for a tornado application."""
         gate = {"gate": self.gate}
-        websocket = gate | {
-            "engine": self.engine,
-            "links": self.links,
-            "limits": lambda: self.config.limits,
-        }
-        limits = self.config.limits
-        http = gate | {"engine": self.engine, "sessions_max": limits.sessions_max}
-        body = http | {
-            "body_max_bytes": limits.message_max_bytes,
-            "unauthenticated_max_bytes": limits.unauthenticated_max_bytes,
-        }
+        asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
+        listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins}
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [
             URLSpec(rf"{prefix}/", PageHandler, gate),
             URLSpec(rf"{prefix}/static/([^/]+)", FileHandler, gate),
-            URLSpec(rf"{prefix}/ws", WebSocketHandler, websocket),
-            URLSpec(rf"{prefix}/ws/([^/]+)", WebSocketHandler, websocket),
+            URLSpec(rf"{prefix}/ws", WebSocketHandler, listening),
+            URLSpec(rf"{prefix}/ws/([^/]+)", WebSocketHandler, listening),
             URLSpec(rf"{prefix}/ticket", TicketHandler, gate | {"tickets": self.tickets}),
-            URLSpec(rf"{prefix}/rpc", RpcHandler, body | {"batch_max": limits.batch_max}),
-            URLSpec(rf"{prefix}/call/([^/]+)/([^/]+)", CallHandler, body),
-            URLSpec(rf"{prefix}/broadcast", BroadcastHandler, body),
-            URLSpec(rf"{prefix}/broadcast/([^/]+)", BroadcastHandler, body),
-            URLSpec(rf"{prefix}/events/([^/]+)", EventsHandler, http | {"links": self.links}),
+            URLSpec(rf"{prefix}/rpc", RpcHandler, asking),
+            URLSpec(rf"{prefix}/call/([^/]+)/([^/]+)", CallHandler, asking),
+            URLSpec(rf"{prefix}/broadcast", BroadcastHandler, asking),
+            URLSpec(rf"{prefix}/broadcast/([^/]+)", BroadcastHandler, asking),
+            URLSpec(rf"{prefix}/events/([^/]+)", EventsHandler, listening),
             URLSpec(rf"{prefix}/login", LoginHandler, login),
             URLSpec(rf"{prefix}/logout", LogoutHandler, login),
             URLSpec(rf"{prefix}/whoami", WhoAmIHandler, gate),

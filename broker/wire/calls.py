@@ -129,16 +129,22 @@ def status_of(end: End) -> int:
     return end.outcome.kind.http
 
 
-def render(end: End, accepts: Accepts) -> Reply:
-    """The answer to a call. 406 if the caller takes attachments only and the result is not just one."""
+def render(end: End, accepts: Accepts, size_max: int) -> Reply:
+    """The answer to a call, of at most `size_max` bytes where attachments become base64.
+
+    406 if the caller takes attachments only and the result is not just one.
+    """
     headers, body = outcome_headers(end), end.body
     if body is None:
         return Reply(status_of(end), JSON, headers, b'{"error":%b}' % error_object(end.outcome))
+    count = len(body.attachments)
+    if end.outcome.kind is OK and accepts.octets and count == 1:
+        return Reply(200, OCTETS, headers, bytes(body.attachments[0]))
+    if count and body.expanded_size() > size_max:  # who takes attachments as they are takes more than fits as base64
+        error = {"error": f"as base64 the answer is larger than {size_max} bytes", "status": 406}
+        return Reply(406, JSON, headers, msgspec.json.encode(error))
     if end.outcome.kind is not OK:
         return Reply(status_of(end), JSON, headers, b'{"error":%b}' % expand(bytes(body.raw), body.attachments))
-    count = len(body.attachments)
-    if accepts.octets and count == 1:
-        return Reply(200, OCTETS, headers, bytes(body.attachments[0]))
     if accepts.json:
         return Reply(200, JSON, headers, expand(bytes(body.raw), body.attachments) or b"null")
     error = {"error": f"the result has {count} attachments, not one; send Accept: application/json", "status": 406}

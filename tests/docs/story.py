@@ -5,12 +5,16 @@ What the words behind a block's language mean:
     bash                        runs; must end with 0
     bash background until=TEXT  starts and stays; goes on when TEXT has been written
     bash syntax                 is for a machine or a moment the tests do not have: only its syntax is checked
+    bash …, console needs=npm   only where node and the packages of tests/javascript are; they must be where CI is true
     console                     `$ command` lines, each followed by what it prints; `…` stands for anything
     python                      runs; must end with 0
     python file=NAME            is written to that file, for blocks that come later
     toml                        is loaded as a configuration
     json                        is JSON
     js                          its syntax is checked with node
+    js run                      runs in node, with needs=npm; must end with 0
+    js file=NAME                is written to that file; its syntax is checked
+    html                        a page, whose scripts are checked as js
     nginx, caddy, ini           braces and sections are checked
     promql                      names of metrics are checked elsewhere, brackets here
     text, transcript            not run here
@@ -67,7 +71,7 @@ class Story:
 
     def run(self, block: Block) -> None:
         """Do what the block's language and options ask. Raises Wrong."""
-        if block.language in NOT_RUN:
+        if block.language in NOT_RUN or (block.options.get("needs") == "npm" and not self._has_npm_packages()):
             return
         action = getattr(self, f"_{block.language}", None)
         if action is None:
@@ -152,11 +156,30 @@ class Story:
             raise Wrong(f"{block.place}: {error}") from None
 
     def _js(self, block: Block, text: str) -> None:
-        node = shutil.which("node")
-        if node is not None:
-            (self.folder / "block.mjs").write_text(text)
-            self._check(block, [node, "--check", "block.mjs"])
         _check_brackets(block, text)
+        node = shutil.which("node")
+        name = block.options.get("file", "block.mjs")
+        (self.folder / name).write_text(text)
+        if node is not None:
+            self._check(block, [node, "--check", name])
+        if "run" in block.options and self._has_npm_packages():
+            self._check(block, ["node", name])
+
+    def _html(self, block: Block, text: str) -> None:
+        for script in re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL):
+            self._js(block, script)
+
+    def _has_npm_packages(self) -> bool:
+        """Put them where node looks. Without them, where nobody insists, the syntax has to do."""
+        installed = ROOT / "tests" / "javascript" / "node_modules"
+        if shutil.which("node") is None or not installed.is_dir():
+            if os.environ.get("CI") == "true":
+                raise Wrong("install node, and run `npm install` in tests/javascript first")
+            return False
+        here = self.folder / "node_modules"
+        if not here.exists():
+            here.symlink_to(installed)
+        return True
 
     def _ini(self, block: Block, text: str) -> None:
         try:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy
+import numpy.typing
 import pytest
 
 from broker import AsyncClient, Worker
@@ -19,6 +21,8 @@ from tests.javascript.harness import HERE, PATIENCE_S, TOKEN, BrokerProcess, npm
 SCENARIOS = re.findall(r"^export async function (\w+)", (HERE / "scenarios.mjs").read_text(), re.MULTILINE)
 APART = {"calls_a_python_worker", "serves_python_callers", "outcomes_have_their_classes", "names_are_listed"}
 """scenarios that need something beside the broker; they have tests of their own below"""
+DTYPES = ["<f4", "<f8", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "|b1", ">f4", "<c16"]
+"""of numpy; JavaScript has numbers like these but for the last two, which it keeps as bytes"""
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +79,21 @@ def test_node_calls_a_python_worker(broker: BrokerProcess) -> None:
     def fail() -> None:
         raise ValueError("no such thing")
 
+    numbers = numpy.arange(6).reshape(2, 3)
+    sent = [numbers.astype(dtype) for dtype in DTYPES]
+    sent += [numpy.full((), 7, "<f4"), numpy.empty((0, 3), "<f4")]
+
+    def arrays() -> dict[str, object]:
+        return {"arrays": sent}
+
+    def same(arrays: list[numpy.typing.NDArray[numpy.generic]]) -> bool:
+        pairs = zip(arrays, sent, strict=True)
+        return all(one.dtype == other.dtype and numpy.array_equal(one, other) for one, other in pairs)
+
     async def main() -> None:
         worker = Worker("python", broker.url, TOKEN)
-        worker.add(echo)
-        worker.add(fail)
+        for function in (echo, fail, arrays, same):
+            worker.add(function)
         await worker.start()
         try:
             await asyncio.to_thread(play, "calls_a_python_worker", broker.url)
@@ -89,8 +104,14 @@ def test_node_calls_a_python_worker(broker: BrokerProcess) -> None:
 
 
 def test_node_serves_python_callers(broker: BrokerProcess) -> None:
+    image = numpy.arange(12, dtype="<u2").reshape(3, 4)
+
     async def call() -> object:
         async with AsyncClient(broker.url, TOKEN) as client:
+            negative = await client.call("javascript/negative", {"image": image.astype("<i2")})
+            assert negative.dtype == numpy.dtype("<i2") and numpy.array_equal(negative, -image.astype("<i2"))
+            ramp = await client.call("javascript/ramp", {"length": 5})
+            assert ramp.dtype == numpy.dtype("<f4") and ramp.tolist() == [0, 0.5, 1, 1.5, 2]
             return await client.call("javascript/echo", {"data": bytes(range(256)) * 100, "text": "ü"})
 
     answer: Future[object] = Future()

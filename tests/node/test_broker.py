@@ -135,7 +135,7 @@ def test_a_reload_holds_for_what_comes_from_now_on() -> None:
             world.broker.reload(wanted)
             new = await world.peer("/ws/lab", headers={"Origin": "http://page.example"})
             await new.send([{"jsonrpc": "2.0", "id": n, "method": "broker.ping"} for n in range(2)])
-            assert "bound of 1" in (await new.read())["error"]["data"]["detail"]
+            assert "at most 1" in (await new.read())["error"]["data"]["detail"]
             reply = await new.call("m", meta={"wait": True})
             assert reply["error"]["data"]["bound"] == "queue"
             from websockets.exceptions import InvalidStatus

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from typing import Any, cast
 
 import pytest
@@ -112,6 +114,17 @@ def test_a_member_twice_is_refused(text: str) -> None:
     assert (answer["id"], answer["error"]["code"]) == (None, -32600)
     assert "stands twice" in answer["error"]["data"]["detail"]
     assert strike
+
+
+def test_a_member_twice_among_thousands_is_found_in_a_moment() -> None:
+    members = [f'"{number:x}":0' for number in range(7000)]
+    text = '{"jsonrpc":"2.0","id":1,"method":"m",%s,"1b57":1}' % ",".join(members)
+    assert len(text) < ENVELOPE_MAX
+    began = time.process_time()
+    answer, strike = refused(text)
+    assert time.process_time() - began < 0.2, "a look at every name for every name takes half a second"
+    assert strike
+    assert "'1b57' stands twice" in answer["error"]["data"]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -454,6 +467,31 @@ def test_what_is_a_batch(text: bytes) -> None:
 @pytest.mark.parametrize("text", [b"", b"{}", b" {}", b"1", b'"["', b"\xef\xbb\xbf[]"])
 def test_what_is_no_batch(text: bytes) -> None:
     assert not is_batch(text)
+
+
+@pytest.mark.parametrize("result", ['"caf\\udce9"', '"\\ud800"', "NaN", "[1,]", '"cut'])
+def test_a_reply_that_is_no_json_ends_its_attempt(result: str) -> None:
+    """As Python's json writes file names that are no UTF-8, and what numpy calls missing."""
+    for text in (
+        '{"jsonrpc":"2.0","id":"node-7-12","result":%s}',
+        '{"jsonrpc": "2.0", "result": %s, "id": "node-7-12"}',
+    ):
+        event = codec().decode((text % result).encode())
+        assert isinstance(event, BadReply)
+        assert event.attempt == 12
+        assert "no JSON" in event.detail
+    refused('{"jsonrpc":"2.0","id":"node-8-12","result":%s}' % result)  # not its own
+
+
+def test_a_batch_of_millions_is_refused_before_they_are_held() -> None:
+    text = b"[" + b"0," * 1_000_000 + b"0]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadMessage, match="at most 1000 members"):
+            split_batch(text, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_members_of_a_batch_stay_as_they_came() -> None:

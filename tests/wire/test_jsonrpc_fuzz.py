@@ -10,7 +10,7 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core.events import Answered, Asked, Cancel, Refused, Stray
+from broker.core.events import Answered, Asked, BadReply, Cancel, Refused, Stray
 from broker.core.options import OptionError, read_options
 from broker.core.sessions import Session
 from broker.wire.jsonrpc import BadMessage, JsonRpc
@@ -109,6 +109,10 @@ def agree(endpoint: str, text: bytes) -> str:
         if answer["id"] is not None:
             assert answer["id"] == json.loads(text)["id"]
         return "refused"
+    if isinstance(event, BadReply):  # no JSON, but it says which attempt it was to answer
+        assert why_refusable(text, endpoint)
+        assert re.search(rb'"id"\s*:\s*"node-7-0*%d"' % event.attempt, text)
+        return "bad reply"
     envelope = envelope_of(text)  # what is accepted, the reference reads too
     if isinstance(event, Asked):
         assert (event.endpoint, event.method) == check_call(envelope, endpoint)

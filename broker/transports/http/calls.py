@@ -73,7 +73,7 @@ class CallHandler(Receiver):
         return self.request.headers.get(name)
 
     def _end(self, end: End) -> None:
-        self.reply(render(end, self.accepts))
+        self.reply(render(end, self.accepts, self.body_max_bytes))
 
 
 class BroadcastHandler(CallHandler):

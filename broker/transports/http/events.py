@@ -116,7 +116,8 @@ class EventStream:
         if message.outcome.kind is OK:
             self.begin()
         else:
-            self._handler.reply(render(message, Accepts(octets=False, json=True)))
+            size_max = self._handler.limits().message_max_bytes
+            self._handler.reply(render(message, Accepts(octets=False, json=True), size_max))
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Write one of many copies; False if a bound dropped it."""

@@ -26,7 +26,6 @@ class RpcHandler(Receiver):
     204 where there is none, 400 for what is no message.
     """  # fmt: skip
 
-    batch_max: int
     _codec: JsonRpc
     _batch: Batch | None = None
     _waits = False
@@ -65,7 +64,7 @@ class RpcHandler(Receiver):
         """Each member goes its own way; the array of replies is the answer when the last has ended."""
         batch = Batch(self.body_max_bytes)
         batch.left = 1  # for this loop itself
-        for member in split_batch(content, self.batch_max):
+        for member in split_batch(content, self.limits().batch_max):
             self._batch = batch
             try:
                 event = self._decode(member, session)

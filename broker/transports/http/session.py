@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import cast
 
 from tornado.http1connection import HTTP1Connection
@@ -11,6 +12,7 @@ from tornado.web import stream_request_body
 
 from broker.auth.door import Door
 from broker.auth.facts import Refused
+from broker.config.model import Limits
 from broker.core.access import Principal, Role
 from broker.core.events import Attached, Detached, Link
 from broker.core.sessions import Session
@@ -31,7 +33,8 @@ class SessionDoor(Door):
     """
 
     engine: Engine
-    sessions_max: int
+    limits: Callable[[], Limits]
+    """the bounds as they are now: a reload changes them"""
     ended: asyncio.Future[None]
     session: Session | None = None
     _closed_early: Refused | None = None
@@ -42,8 +45,9 @@ class SessionDoor(Door):
     ) -> Session:  # fmt: skip
         """Make this request a session. Raises Refused 503 if there are too many, or what the router says."""
         engine, router = self.engine, self.engine.router
-        if len(router.sessions) >= self.sessions_max:
-            raise Refused(503, f"{self.sessions_max} sessions are connected", (("Retry-After", "5"),))
+        sessions_max = self.limits().sessions_max
+        if len(router.sessions) >= sessions_max:
+            raise Refused(503, f"{sessions_max} sessions are connected", (("Retry-After", "5"),))
         self.ended = engine.loop.create_future()
         number = engine.next_session()
         expires_at = None
@@ -111,7 +115,6 @@ class Receiver(SessionDoor):
     """A POST whose sender is authenticated before more than `unauthenticated_max_bytes` of the body are read."""
 
     body_max_bytes: int
-    unauthenticated_max_bytes: int
     principal: Principal
     _refusal: Refused | None = None
 
@@ -120,6 +123,7 @@ class Receiver(SessionDoor):
         super().prepare()
         self._content = bytearray()
         self._taken = 0
+        self.body_max_bytes = self.limits().message_max_bytes
         if self.request.method != "POST":
             return
         size = self.request.headers.get("Content-Length", "")
@@ -127,7 +131,7 @@ class Receiver(SessionDoor):
         try:
             self.principal = self.authenticate()
         except Refused as refused:
-            if declared > self.unauthenticated_max_bytes:
+            if declared > self.limits().unauthenticated_max_bytes:
                 raise
             self._refusal = refused
             return

@@ -9,7 +9,7 @@ from broker.auth.door import Door
 from broker.auth.facts import Refused
 from broker.config.model import Limits
 from broker.core.access import Principal, Role, is_name, roles_at
-from broker.core.errors import DRAINED, ENDPOINT_CLOSED, Close
+from broker.core.errors import DRAINED, ENDPOINT_CLOSED, UNAUTHORISED, Close
 from broker.core.events import Attached
 from broker.engine.engine import Engine
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
@@ -46,6 +46,8 @@ class WebSocketHandler(Door):
             return  # gone before it was attached, or no file descriptor was left: the stream is closed already
         if self.engine.router.draining:
             self._turn_away(link, DRAINED, "the broker is shutting down")
+        elif not self.gate.authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
+            self._turn_away(link, UNAUTHORISED, "the credential has ended")
         else:
             self._attach(link, principal, endpoint, attachment)
 

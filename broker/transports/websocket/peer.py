@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+import msgspec
+
 from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST
 from broker.core.events import Asked, Congested, Detached, Malformed, Refused
-from broker.core.messages import Body, Call, End, Message
+from broker.core.ids import AttemptId
+from broker.core.messages import Body, Call, CancelAttempt, End, Message, Notify
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.link import Link
@@ -13,11 +18,20 @@ from broker.wire.batches import Batch
 from broker.wire.frames import binary_frame, text_frame
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
 
+NEVER_WRITTEN = sys.maxsize
+"""mark of an attempt whose call its link has not taken"""
+
 
 class WebSocketPeer:
-    """Receives for its link, and is what the core knows as the session's link."""
+    """Receives for its link, and is what the core knows as the session's link.
 
-    __slots__ = ("_batch_max", "_batched", "_codec", "_engine", "_feeding", "_link", "_message_max_bytes", "_session")
+    Calls for a worker whose outbox is crowded are held here until there is room: however much falls to it within one
+    turn of the loop, before it can be called congested, none of it makes it a slow consumer.
+    """
+
+    __slots__ = (
+        "_batch_max", "_batched", "_codec", "_engine", "_feeding", "_held", "_link", "_message_max_bytes", "_session",
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, link: Link, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
         self._engine = engine
@@ -28,12 +42,15 @@ class WebSocketPeer:
         self._session: Session | None = None
         self._batched: dict[object, Batch] | None = None
         self._feeding: Batch | None = None
+        self._held: dict[AttemptId, Call] = {}
 
     def start(self, session: Session) -> None:
         """Begin to listen to the link, on behalf of this session."""
         self._session = session
         self._codec.session = session
         self._link.start(self)
+        if self._held:  # what waited for a worker was given to it while it was attached
+            self._engine.feed(Congested(session, True))
 
     # ------------------------------------------------------------ from the link
 
@@ -56,14 +73,31 @@ class WebSocketPeer:
 
     def congested(self, congested: bool) -> None:
         """The outbox rose above its soft bound, or fell again."""
-        if self._session is not None:
+        if not congested:
+            self._release()
+        if self._session is not None and congested == self._link.is_crowded():
             self._engine.feed(Congested(self._session, congested))
 
     def closed(self, code: int, reason: str) -> None:
         """The link is no more."""
+        self._leave(code, reason, self._link.flushed_at_last)
+
+    def _leave(self, code: int, reason: str, flushed: int) -> None:
         session, self._session = self._session, None
+        self._held.clear()
         if session is not None:
-            self._engine.feed(Detached(session, code, reason, self._link.flushed))
+            self._engine.feed(Detached(session, code, reason, flushed))
+
+    def _release(self) -> None:
+        """Write calls that were held, as many as there is room for. What has expired meanwhile ends in its turn."""
+        now = self._engine.now()
+        while self._held and not self._link.is_crowded():
+            call = self._held.pop(next(iter(self._held)))
+            left_s = call.attempt.request.deadline - now
+            if left_s > 0:
+                call = msgspec.structs.replace(call, left_s=left_s)
+                self._link.send_parts(self._codec.encode(call), self._codec.takes_binary(call.body))
+                call.attempt.mark = self._link.enqueued
 
     def _decode_binary(self, payload: bytes) -> Decoded:
         self._codec.binary = True
@@ -136,17 +170,32 @@ class WebSocketPeer:
     def deliver(self, message: Message) -> None:
         """Write one message."""
         codec, link = self._codec, self._link
-        pieces = codec.encode(message)
         if type(message) is Call:
-            link.send_parts(pieces, codec.binary and message.body.attachments != ())
-            message.attempt.mark = link.enqueued
-        elif type(message) is End:
+            if self._held or link.is_crowded():
+                self._hold(message)
+            else:
+                link.send_parts(codec.encode(message), codec.binary and message.body.attachments != ())
+                message.attempt.mark = link.enqueued
+            return
+        if type(message) is CancelAttempt and self._held.pop(message.attempt_id, None) is not None:
+            return
+        if type(message) is Notify and link.is_crowded():
+            self._engine.router.counters.notifications_dropped += 1
+            return
+        pieces = codec.encode(message)
+        if type(message) is End:
             if (self._batched or self._feeding) and self._collect(message, b"".join(pieces)):
                 return
             body = message.body
             link.send_parts(pieces, codec.binary and body is not None and body.attachments != ())
         else:
             link.send_parts(pieces, codec.takes_binary(getattr(message, "body", None)))
+
+    def _hold(self, call: Call) -> None:
+        call.attempt.mark = NEVER_WRITTEN
+        self._held[call.attempt.id] = call
+        if self._session is not None and not self._session.congested:
+            self._engine.feed(Congested(self._session, True))
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Write one of many copies."""
@@ -170,8 +219,9 @@ class WebSocketPeer:
         return binary_frame(payload) if binary else text_frame(payload)
 
     def close(self, code: int, reason: str) -> None:
-        """Write what is queued, say why, and end."""
+        """Write what is queued, say why, and end. The session ends now: nothing more would reach the peer."""
         self._link.close(code, reason)
+        self._engine.loop.call_soon(self._leave, code, reason, self._link.enqueued)
 
     def pause_reading(self) -> None:
         """Read no more until `resume_reading`."""

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from broker import AsyncClient, Worker
@@ -47,6 +48,10 @@ class Camera:
     def numbers(self) -> list[int]:
         """Some numbers."""
         return [1, 2, 3]
+
+    def pixels(self) -> dict[str, Any]:
+        """Numbers with a shape."""
+        return {"pixels": numpy.arange(6, dtype="<u2").reshape(2, 3)}
 
     async def hang(self) -> None:
         """Answer never."""
@@ -222,9 +227,16 @@ def test_an_image_in_base64_is_shown_as_an_image(page: Browser) -> None:
     page.run("window.other.close()")
 
 
+def test_an_array_is_named_and_can_be_saved(page: Browser) -> None:
+    call(page, "pixels")
+    assert reply(page).startswith("ok")
+    assert "⟨attachment 0: array of <u2 (2 × 3), 12 bytes⟩" in page.text("#reply")
+    assert "Save attachment-0.bin" in page.text("#attachments")
+
+
 def test_an_error_says_what_happened(page: Browser) -> None:
     call(page, "fail", '{"why": "no film"}')
-    assert "camera/fail: worker_error: no film" in reply(page)
+    assert "camera/fail: worker_error: RuntimeError: no film" in reply(page)
     assert '"type": "RuntimeError"' in page.text("#reply")
 
 

@@ -12,7 +12,18 @@ from broker.core.errors import KINDS, WORKER_ERROR, Outcome
 from broker.core.messages import Body, End
 from broker.wire.calls import Accepts, encode_event, read_accept, read_body, read_trace, render, status_of
 from tests.transports.http.harness import ask, wire, written
-from tests.transports.websocket.harness import CALLER, ELSEWHERE, LISTENER, Peer, World, config, run, serving, until
+from tests.transports.websocket.harness import (
+    CALLER,
+    ELSEWHERE,
+    LISTENER,
+    Peer,
+    World,
+    config,
+    joined,
+    run,
+    serving,
+    until,
+)
 
 
 async def answered(
@@ -78,6 +89,28 @@ def test_octets_in_are_the_first_attachment() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("member", ["result", "error"])
+def test_few_bytes_that_refer_to_many_do_not_fill_the_memory(member: str) -> None:
+    """Who takes attachments as they are is not judged by their size as base64; that holds for one of them alone."""
+
+    async def main() -> None:
+        async with serving() as world:
+            worker = await world.worker(query="&binary=1")
+            references = [{"$buffer": 0}] * 100_000  # 130 GB as base64
+            value = references if member == "result" else {"code": 1, "message": "x", "data": references}
+            asking = asyncio.create_task(
+                ask(world, "/call/lab/m", headers={"Accept": "application/octet-stream, application/json"})
+            )
+            call = await worker.taken()
+            reply = {"jsonrpc": "2.0", "id": call["id"], member: value}
+            await worker.send(joined(reply, b"x" * 1_000_000, b"y"))
+            answer = await asking
+            assert answer.status == 406
+            assert "as base64" in answer.json["error"]
+
+    run(main)
+
+
 def test_octets_out_are_the_only_attachment() -> None:
     async def main() -> None:
         async with serving() as world:
@@ -123,7 +156,7 @@ def test_every_outcome_has_its_status() -> None:
     for kind in KINDS:
         if kind is not WORKER_ERROR:
             end = End(b"1", Outcome(kind=kind), Body(b"1") if kind.name == "ok" else None)
-            assert status_of(end) == render(end, Accepts(octets=False, json=True)).status == kind.http
+            assert status_of(end) == render(end, Accepts(octets=False, json=True), 1 << 24).status == kind.http
 
 
 def test_outcomes_as_they_come() -> None:

@@ -15,6 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from broker.auth.tokens import TokenStore
 from broker.core.access import Grant, Principal, Role
 from broker.core.errors import ENDPOINT_CLOSED
+from broker.links.take import take
+from broker.transports.websocket import handler
 from tests.links.harness import RawClient, frame
 from tests.transports.websocket.harness import (
     ADMIN,
@@ -80,6 +82,27 @@ def test_a_wrong_credential_is_one_identical_refusal(tmp_path: Any) -> None:
                 answers.append((status, json.dumps(body), sorted(name for name in headers)))
             assert len(set(map(str, answers))) == 1
             assert answers[0][0] == 401
+
+    run(main)
+
+
+def test_a_token_revoked_during_the_opening_lets_nobody_in(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opening may wait two seconds, for a peer that does not read an earlier answer."""
+
+    async def main() -> None:
+        store = TokenStore(tmp_path / "tokens.json")
+        record, secret = store.create("ann", ("caller",), ("*",))
+
+        async def take_late(*given: Any, **named: Any) -> Any:
+            store.revoke(record.id)
+            assert store.refresh() == {record.id}, "the sessions of this token have been closed"
+            return await take(*given, **named)
+
+        monkeypatch.setattr(handler, "take", take_late)
+        async with serving(tokens=store) as world:
+            peer = await world.peer("/ws/lab", secret)
+            assert await peer.closed() == (4401, "the credential has ended")
+            assert world.counters.attached == 0
 
     run(main)
 

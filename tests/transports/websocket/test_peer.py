@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from tests.transports.websocket.harness import Peer, config, head, joined, run, serving, split, until
 
@@ -223,8 +225,104 @@ def test_few_bytes_that_refer_to_many_do_not_fill_the_memory() -> None:
             await caller.send(joined(message, b"x" * 1_000_000))
             assert "result" in await caller.reply(2)
             await until(lambda: world.counters.copies_dropped == 1, "the copy is dropped and counted")
+            await caller.send(joined({"jsonrpc": "2.0", "method": "m", "params": params}, b"x" * 1_000_000))
+            await caller.sync()
+            assert world.counters.notifications_dropped == 1
             assert await worker.silent()
             assert await listener.silent()
+
+    run(main)
+
+
+async def answering(worker: Peer) -> None:
+    """Answer every call with the size of its parameter."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            call = await worker.read()
+            if "id" in call:
+                await worker.answer(call, result=len(call["params"][0]))
+
+
+@pytest.mark.parametrize("binary", [0, 1])
+def test_however_much_comes_at_once_a_worker_that_reads_is_no_slow_consumer(binary: int) -> None:
+    """14 MB in one message, for a worker whose outbox holds 8 MiB and is called congested a turn later."""
+
+    async def main() -> None:
+        async with serving() as world:
+            worker, caller = await world.worker("lab", f"&binary={binary}"), await world.caller("lab")
+            task = asyncio.create_task(answering(worker))
+            batch = [{"jsonrpc": "2.0", "id": n, "method": "m", "params": ["x" * 14_000]} for n in range(1000)]
+            await caller.send(batch)
+            assert {reply.get("result") for reply in await caller.read()} == {14_000}
+            await caller.send([{"jsonrpc": "2.0", "method": "m", "params": ["x" * 14_000]} for _ in range(1000)])
+            assert (await caller.call("m", ["x"]))["result"] == 1
+            assert world.broker.links.counters.slow_closes == 0
+            task.cancel()
+
+    run(main)
+
+
+def test_what_waited_for_a_worker_does_not_drown_it() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            caller, other = await world.caller("lab"), await world.caller("lab")
+            for number in range(150):
+                meta = {"wait": True}
+                message = {"jsonrpc": "2.0", "id": f"q{number}", "method": "m", "params": ["x" * 100_000], "meta": meta}
+                await caller.send(message)
+            await other.ask("m", ["x" * 100_000], meta={"wait": True, "timeout": 0.3})
+            await caller.sync()
+            worker = await world.worker("lab")
+            await asyncio.sleep(0.5)  # the deadline passes while the worker reads nothing
+            assert (await other.read())["error"]["data"]["outcome"] == "deadline"
+            task = asyncio.create_task(answering(worker))
+            for number in range(150):
+                assert (await caller.reply(f"q{number}"))["result"] == 100_000
+            assert world.broker.links.counters.slow_closes == 0
+            task.cancel()
+
+    run(main)
+
+
+def test_what_a_worker_that_vanished_was_never_sent_may_be_repeated() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            worker, caller = await world.worker("lab"), await world.caller("lab")
+            worker.socket.transport.pause_reading()
+            for number in range(200):
+                await caller.ask("m", [number, "x" * 100_000])
+            await caller.sync()
+            worker.socket.transport.abort()
+            replies = [await caller.reply(number + 1) for number in range(200)]
+            ended = [(r["error"]["data"]["outcome"], r["error"]["data"]["retryable"]) for r in replies]
+            assert {outcome for outcome, _ in ended} <= {"worker_lost", "no_worker"}
+            assert ended[0] == ("worker_lost", False), "it may have been read"
+            assert ended[-1][1], "it was never written"
+            assert sorted(retryable for _, retryable in ended) == [retryable for _, retryable in ended]
+
+    run(main)
+
+
+def test_a_worker_that_is_sent_away_is_given_nothing_more() -> None:
+    """Its half of the close handshake may take two seconds; what is asked meanwhile goes to others."""
+
+    async def main() -> None:
+        async with serving() as world:
+            bad, caller, admin = await world.worker("lab"), await world.caller("lab"), await world.peer("/ws")
+            bad.socket.transport.pause_reading()
+            held = await caller.ask("m")
+            await caller.sync()
+            (mine,) = [p for p in (await admin.call("broker.admin.peers"))["result"] if p["role"] == "worker"]
+            good = await world.worker("lab")
+            await admin.call("broker.admin.close", {"peer": mine["peer"]})
+            began = asyncio.get_running_loop().time()
+            lost = (await caller.reply(held))["error"]["data"]
+            assert (lost["outcome"], lost["retryable"]) == ("worker_lost", False), "it will be written"
+            for _ in range(4):
+                call = asyncio.create_task(good.serve_one("good"))
+                assert (await caller.call("m"))["result"] == "good"
+                await call
+            assert asyncio.get_running_loop().time() - began < 1.5
 
     run(main)
 
