@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http.client import responses
 from typing import Any, cast
 
 import msgspec
@@ -147,7 +148,7 @@ class Door(RequestHandler):
             self.refuse(405, f"{self.request.method} is not for this path; it takes {allowed}", (("Allow", allowed),))
         else:
             reason = kwargs.get("reason") or {404: "no such path"}.get(status_code)
-            self.refuse(status_code, reason or self._reason)
+            self.refuse(status_code, reason or responses.get(status_code, "unknown"))
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Refusals are answers, not faults of the broker."""

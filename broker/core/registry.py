@@ -81,6 +81,11 @@ class Endpoint:
         """Whether anything hangs on it, so that it must not be forgotten."""
         return bool(self.configured or self.registrations or self.leaving or self.listeners or self.queue)
 
+    @property
+    def why_closed(self) -> str:
+        """What is said of an endpoint that the configuration has closed."""
+        return f"{self.name} is closed: {self.limits.closed}"
+
     def has_method(self, method: str) -> bool:
         """Whether some worker serves the method, busy or not."""
         return any(r.methods is None or method in r.methods for r in self.registrations.values())

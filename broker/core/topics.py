@@ -60,14 +60,21 @@ class Topic:
         return Broadcast(self.endpoint.name, self.name, self.seq, body)
 
 
-def topic_of(endpoint: Endpoint, name: str | None, topics_max: int) -> Topic | None:
-    """The topic of that name, made if need be; None if the bound is reached and all are heard by somebody.
+def unnamed_topic(endpoint: Endpoint) -> Topic:
+    """The one every listener of the endpoint hears. It counts towards no bound: it can always be given."""
+    topic = endpoint.topics.get(None)
+    if topic is None:
+        topic = endpoint.topics[None] = Topic(endpoint, None)
+    return topic
 
-    The one without a name is not counted: whoever listens to the endpoint at all can always be given it.
-    """
+
+def topic_of(endpoint: Endpoint, name: str | None, topics_max: int) -> Topic | None:
+    """The topic of that name, made if need be; None if the bound is reached and all are heard by somebody."""
+    if name is None:
+        return unnamed_topic(endpoint)
     topic = endpoint.topics.get(name)
     if topic is None:
-        if name is not None and len(endpoint.topics) - (None in endpoint.topics) >= topics_max:
+        if len(endpoint.topics) - (None in endpoint.topics) >= topics_max:
             unheard = next((n for n, t in endpoint.topics.items() if n is not None and not t.subscribers), None)
             if unheard is None:
                 return None

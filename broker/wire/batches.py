@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from broker.core.errors import TOO_LARGE, Outcome
+from broker.core.messages import Body, End
+from broker.wire.attachments import expand
 from broker.wire.jsonrpc import encode_error
+
+
+def in_text(end: End, size_max: int) -> End:
+    """A reply as it stands in a batch, which is one text: attachments as base64, or `too_large` if that is too much."""
+    body = end.body
+    if body is None or not body.attachments:
+        return end
+    if body.expanded_size() > size_max:
+        outcome = Outcome(kind=TOO_LARGE, detail="the reply as base64 is larger than a message may be", dispatched=True)
+        return End(end.wire_id, outcome, None, end.meta)
+    return msgspec.structs.replace(end, body=Body(expand(bytes(body.raw), body.attachments)))
 
 
 class Batch:

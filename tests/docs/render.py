@@ -1,9 +1,11 @@
-"""Renders docs/outcomes.md from the tables in the code."""
+"""Renders docs/outcomes.md, and the errors in docs/sdk.md, from the tables in the code."""
 
+import inspect
 from collections.abc import Iterable
 
 from broker.cli.exits import exit_for, markdown_table
 from broker.core.errors import CLOSES, KINDS, Close, Kind
+from broker.peer import errors
 
 LATER = {"slow_consumer", "key_conflict"}
 """outcomes of parts that do not exist yet"""
@@ -60,6 +62,25 @@ def outcomes_page() -> str:
         closes=_table(("code", "name", "come back", "meaning"), map(_close, CLOSES)),
         exits=markdown_table(),
     )
+
+
+def errors_table() -> str:
+    """The exceptions of the SDK, one row each, with what each has beside what all have."""
+    head = ("exception", "outcome", "is also a", "has", "means")
+    return _table(
+        head, map(_error, (*errors.CLASSES.values(), errors.ConnectionLost, errors.CannotConnect, errors.Refused))
+    )
+
+
+def _error(kind: type[errors.BrokerError]) -> tuple[str, ...]:
+    also = [base.__name__ for base in kind.__bases__ if not issubclass(base, errors.BrokerError)]
+    common = vars(errors.BrokerError()).keys() | vars(errors.BrokerError).keys()
+    own = [name for name in vars(kind("")) | vars(kind) if name not in common and not name.startswith("_")]
+    means = " ".join((inspect.getdoc(kind) or "").split())
+    return (
+        f"`{kind.__name__}`", f"`{kind.outcome}`", ", ".join(f"`{name}`" for name in also),
+        ", ".join(f"`{name}`" for name in sorted(own)), means,
+    )  # fmt: skip
 
 
 def _outcome(kind: Kind) -> tuple[str, ...]:

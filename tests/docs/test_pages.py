@@ -3,12 +3,15 @@
 import ast
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from broker.admin.metrics import Collector, Lag, Sources
 from broker.auth.authenticate import AuthCounters
+from broker.cli.main import cli
 from broker.config.fields import FIELDS
 from broker.core import events
 from broker.core.commands import CallParams
@@ -17,12 +20,15 @@ from broker.core.limits import Limits
 from broker.core.options import LATER as OPTIONS_LATER
 from broker.core.options import Written
 from broker.core.router import Router
+from broker.peer import errors
 from broker.transports.websocket.query import LATER as QUERY_LATER
 from broker.transports.websocket.query import _Query
-from tests.docs.blocks import PAGES, ROOT, prose_of
-from tests.docs.render import outcomes_page
+from tests.docs.blocks import PAGES, ROOT, blocks_of, prose_of
+from tests.docs.render import errors_table, outcomes_page
 
 DOCS = ROOT / "docs"
+SHOWN_WHOLE = ("call", "broadcast", "listen", "demo", "work files")
+"""commands whose every option the guide names"""
 
 
 def test_the_page_of_outcomes_is_the_generated_one() -> None:
@@ -36,6 +42,46 @@ def test_the_page_of_outcomes_has_them_all() -> None:
     page = outcomes_page()
     assert all(f"`{kind.name}`" in page and kind.advice in page for kind in KINDS)
     assert all(f"| {close.code} | `{close.name}` |" in page for close in CLOSES)
+
+
+def test_the_errors_of_the_sdk_are_the_generated_ones() -> None:
+    page = DOCS / "sdk.md"
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition("<!-- errors -->\n")
+    _, end, after = rest.partition("<!-- /errors -->")
+    assert begin and end
+    right = f"{before}{begin}{errors_table()}\n{end}{after}"
+    if os.environ.get("UPDATE_DOCS") == "1":
+        page.write_text(right, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == right, "run: UPDATE_DOCS=1 pytest tests/docs"
+
+
+def test_the_errors_of_the_sdk_are_all_there() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.BrokerError)]
+    assert all(f"| `{kind.__name__}` |" in errors_table() for kind in kinds if kind is not errors.BrokerError)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_guide_shows_every_command() -> None:
+    text = (DOCS / "guide.md").read_text(encoding="utf-8")
+    code = "\n".join(block.text for block in blocks_of(DOCS / "guide.md"))
+    for name, command in _commands(cli, ()):
+        assert re.search(rf"\bbroker {name}\b", code), f"no example of broker {name}"
+        flags = {flag for option in command.params for flag in option.opts if flag.startswith("--")}
+        missing = {flag for flag in flags if flag not in text} if name in SHOWN_WHOLE else set()
+        assert not missing, f"broker {name}"
+
+
+def _commands(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+    """All commands that are no groups and not hidden, by their full names."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*path, name))
+        elif command is not None and not command.hidden:
+            yield " ".join((*path, name)), command
 
 
 # ---------------------------------------------------------------- the protocol

@@ -69,7 +69,9 @@ def test_the_two_commands_work_in_a_fresh_copy(tmp_path: Path) -> None:
     del story.environment["PYTHONPATH"]
     here = ROOT / "README.md"
     try:
-        story.run(Block(here, 1, "console", {}, f"$ {first}\n…\n  accepted … = ended … + pending 0\n  That was all, …\n"))
+        story.run(
+            Block(here, 1, "console", {}, f"$ {first}\n…\n  accepted … = ended … + pending 0\n  That was all, …\n")
+        )
         story.run(Block(here, 2, "bash", {}, second))
     except Wrong as wrong:
         if "No matching distribution found for setuptools" in str(wrong):

@@ -178,8 +178,8 @@ def test_errors_read_the_same(found: dict[str, Any]) -> None:
     assert set(found["errors"]) == set(_error_classes())
     data = {"type": "ValueError"}
     for name, kind in _error_classes().items():
-        facts: dict[str, Any] = {"endpoint": "lab", "method": "read", "code": 7, "worker": "w1", "attempts": 2, "elapsed_s": 0.25}
-        error = kind("it is so", data=data, **facts)
+        facts: dict[str, Any] = {"endpoint": "lab", "method": "read", "code": 7, "worker": "w1", "attempts": 2}
+        error = kind("it is so", data=data, elapsed_s=0.25, **facts)
         told = found["errors"][name]
         assert (told["outcome"], told["advice"]) == (kind.outcome, kind.advice), name
         assert told["text"] == str(error), name

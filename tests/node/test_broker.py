@@ -9,6 +9,7 @@ import weakref
 
 import msgspec
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 
 from broker.config.errors import ConfigError
 from broker.config.model import Config
@@ -143,11 +144,19 @@ def test_a_reload_holds_for_what_comes_from_now_on() -> None:
             with pytest.raises(InvalidStatus) as refused:
                 await world.peer("/ws")
             assert refused.value.response.status_code == 503
+            assert (await world.http("/call/lab/m", method="POST")).code == 503
             await old.sync()
             await old.socket.close()
             await until(lambda: len(world.broker.router.sessions) == 1, "one has left")
             shut = await world.peer("/ws/shut")
             assert (await shut.closed())[0] == 4404
+            await until(lambda: len(world.broker.router.sessions) == 1, "it has left")
+            large = AsyncHTTPClient(force_instance=True)
+            headers = {"Authorization": f"Bearer {ADMIN}"}
+            url = world.broker.url + "/call/lab/m"
+            answer = await large.fetch(url, method="POST", body=b"1" * 65_537, headers=headers, raise_error=False)
+            large.close()
+            assert answer.code == 413
 
     run(main)
 

@@ -9,12 +9,12 @@ import msgspec
 from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST
 from broker.core.events import Asked, Congested, Detached, Malformed, Refused
 from broker.core.ids import AttemptId
-from broker.core.messages import Body, Call, CancelAttempt, End, Message, Notify
+from broker.core.messages import Body, Call, CancelAttempt, End, Message
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.link import Link
 from broker.wire.attachments import AttachmentError, unpack
-from broker.wire.batches import Batch
+from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
 
@@ -143,7 +143,7 @@ class WebSocketPeer:
         if wire_id not in session.requests:  # an id in flight ends as a duplicate, at once
             self._batched[wire_id] = batch
 
-    def _collect(self, end: End, reply: bytes) -> bool:
+    def _collect(self, end: End) -> bool:
         """Put the end of a batch's member among its replies; False if it was no member."""
         batch: Batch | None
         if end.outcome.kind is DUPLICATE_ID:
@@ -152,7 +152,7 @@ class WebSocketPeer:
             batch = self._batched.pop(end.wire_id, None) if self._batched else None
         if batch is None:
             return False
-        batch.end(end.wire_id, reply)
+        batch.end(end.wire_id, b"".join(self._codec.encode(in_text(end, self._message_max_bytes))))
         self._send_batch(batch)
         return True
 
@@ -176,20 +176,18 @@ class WebSocketPeer:
             else:
                 link.send_parts(codec.encode(message), codec.binary and message.body.attachments != ())
                 message.attempt.mark = link.enqueued
-            return
-        if type(message) is CancelAttempt and self._held.pop(message.attempt_id, None) is not None:
-            return
-        if type(message) is Notify and link.is_crowded():
-            self._engine.router.counters.notifications_dropped += 1
-            return
-        pieces = codec.encode(message)
-        if type(message) is End:
-            if (self._batched or self._feeding) and self._collect(message, b"".join(pieces)):
+        elif type(message) is End:
+            if (self._batched or self._feeding) and self._collect(message):
                 return
             body = message.body
-            link.send_parts(pieces, codec.binary and body is not None and body.attachments != ())
+            link.send_parts(codec.encode(message), codec.binary and body is not None and body.attachments != ())
+        elif type(message) is CancelAttempt:
+            if self._held.pop(message.attempt_id, None) is None:
+                link.send_parts(codec.encode(message))
+        elif link.is_crowded():
+            self._engine.router.counters.notifications_dropped += 1
         else:
-            link.send_parts(pieces, codec.takes_binary(getattr(message, "body", None)))
+            link.send_parts(codec.encode(message), codec.takes_binary(getattr(message, "body", None)))
 
     def _hold(self, call: Call) -> None:
         call.attempt.mark = NEVER_WRITTEN

@@ -379,6 +379,25 @@ def test_a_peer_that_leaves_in_a_batch_leaves_nothing_behind() -> None:
     run(main)
 
 
+def test_attachments_in_the_replies_of_a_batch_are_base64_even_for_who_takes_binary_frames() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            worker, caller = await world.worker("lab", "&binary=1"), await world.caller("lab", "listen=0&binary=1")
+            await caller.send([{"jsonrpc": "2.0", "id": number, "method": "m"} for number in range(3)])
+            calls = [await worker.taken() for _ in range(3)]
+            for call, data in zip(calls[:2], (b"\0\xff", b"two"), strict=True):
+                await worker.send(joined({"jsonrpc": "2.0", "id": call["id"], "result": {"$buffer": 0}}, data))
+            bomb = {"jsonrpc": "2.0", "id": calls[2]["id"], "result": [{"$buffer": 0}] * 100_000}
+            await worker.send(joined(bomb, b"x" * 1_000_000))
+            one, two, three = sorted(await caller.read(), key=lambda reply: str(reply["id"]))
+            assert one["result"] == {"$base64": base64.b64encode(b"\0\xff").decode()}
+            assert two["result"] == {"$base64": base64.b64encode(b"two").decode()}
+            assert three["error"]["data"]["outcome"] == "too_large"
+            await caller.sync()
+
+    run(main)
+
+
 def test_the_replies_of_a_batch_together_are_bounded() -> None:
     async def main() -> None:
         async with serving(config(limits={"message_max_bytes": 65_536})) as world:
