@@ -308,9 +308,7 @@ class Requests:
     def close(self, endpoint: Endpoint, now: float) -> None:
         """The endpoint has been closed: what waits there ends."""
         for request in list(endpoint.queue):
-            self.stop(
-                request, outcome_of(errors.DENIED, request, now, detail=endpoint.why_closed, phase="queued"), now
-            )
+            self.stop(request, outcome_of(errors.DENIED, request, now, detail=endpoint.why_closed, phase="queued"), now)
 
 
 def outcome_of(
