@@ -81,13 +81,13 @@ def _with_kept(url: str, url_from: str) -> Target:
 
 def _place(url: str) -> tuple[bool, str, int]:
     """What of a URL says who will see the token: TLS, host and port."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError:
+        return False, url, 0  # no URL: no token is kept for it, and whoever connects to it says what is wrong
     secure = parts.scheme in ("https", "wss")
     host = parts.hostname or ""
     if host in ("localhost", "::1"):
         host = "127.0.0.1"
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
     return secure, host, port or (443 if secure else 80)

@@ -34,8 +34,11 @@ def run(
     """Run `action` with a client; what the broker or a worker refuses becomes one line and an exit code."""
 
     async def main() -> Result:
-        async with AsyncClient(url, token, timeout=timeout, reconnect=reconnect) as client:
-            return await action(client)
+        client = AsyncClient(url, token, timeout=timeout, reconnect=reconnect)
+        try:
+            return await action(client)  # the first request connects, within its own deadline
+        finally:
+            await client.close()
 
     try:
         return asyncio.run(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -40,9 +39,12 @@ def context() -> None:
 @click.option("--use", is_flag=True, help="Use it from now on; the first one is used anyway.")
 def add(name: str, url: str, token: str, use: bool) -> None:
     """Keep a broker under NAME, in place of an older one of that name."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname or parts.query or parts.username:
-        raise Failure(Exit.USAGE, f"--url {url} is no URL of a broker, such as http://127.0.0.1:8765")
+    from broker.peer.connection import split_url
+
+    try:
+        split_url(url)
+    except ValueError as error:
+        raise Failure(Exit.USAGE, f"--url: {error}") from None
     if token == "-":  # noqa: S105 - the sign for standard input
         token = sys.stdin.readline().strip()
     if any(not letter.isprintable() or letter.isspace() for letter in token):

@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import click
 import msgspec
@@ -20,6 +20,7 @@ from broker.auth.targets import Target, locator
 from broker.cli.connection import broker_options, clean_line, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.client.async_client import AsyncClient
+from broker.peer.connection import split_url
 from broker.peer.errors import BrokerError
 
 TIMEOUT_S = 10.0
@@ -101,18 +102,16 @@ class _Examination:
             text, _, advice = str(error).partition("; ")
             yield Check("broker", "fail", text, advice or "Mend that, or give --url and --token.")
             raise _Ended(Exit.CANNOT_CONNECT) from None
-        url = self._target.url if "://" in self._target.url else f"http://{self._target.url}"
         try:
-            self._parts: SplitResult = urlsplit(url)
-            self._port = self._parts.port
-        except ValueError:
-            self._parts = urlsplit("")
-        if self._parts.scheme not in ("http", "https", "ws", "wss") or not self._parts.hostname or self._parts.username:
-            yield Check("url", "fail", f"{url} is no URL of a broker", "Write it as http://127.0.0.1:8765.")
-            raise _Ended(Exit.USAGE)
+            self._parts: SplitResult = split_url(self._target.url)
+        except ValueError as error:
+            yield Check("url", "fail", str(error), "Write it like that.")
+            raise _Ended(Exit.USAGE) from None
+        url = self._parts.geturl()
+        self._port = self._parts.port
         self._secure = self._parts.scheme in ("https", "wss")
         yield Check("url", "ok", f"{url} (from: {self._target.url_from})")
-        if not self._secure and not _is_loopback(self._parts.hostname):
+        if not self._secure and not _is_loopback(self._parts.hostname or ""):
             advice = "Use https, or a tunnel such as ssh -L; serve TLS with server.tls_certificate."
             yield Check("tls", "warn", "the token goes over the network in the clear", advice)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from broker.cli.exits import Exit, Failure
-from broker.cli.work import run_worker, worker_options
+from broker.cli.work import new_worker, run_worker, worker_options
 from broker.worker.files import Files
-from broker.worker.worker import Worker
 
 
 @click.command()
@@ -35,6 +34,8 @@ def files(
         served = Files(folder, types=kinds, writable=allow_write, deletable=allow_delete)
     except NotADirectoryError:
         raise Failure(Exit.USAGE, f"{folder}: there is no such folder") from None
-    worker = Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+    except ValueError as error:
+        raise Failure(Exit.USAGE, str(error)) from None
+    worker = new_worker(endpoint, url, token, name, capacity, no_wait)
     worker.add_object(served)
     run_worker(worker, as_json=as_json)

@@ -135,7 +135,7 @@ class AsyncClient:
 
     async def connect(self) -> Self:
         """Connect now; otherwise the first request does. Raises CannotConnect, Refused, InvalidRequest."""
-        await self._ready()
+        await self._ready(self._options)
         return self
 
     async def close(self) -> None:
@@ -182,13 +182,13 @@ class AsyncClient:
         ValueError or TypeError for parameters that cannot be sent. Cancelling the task cancels the request.
         """
         loop = asyncio.get_running_loop()
-        connection = self._connection
-        if connection is None or not connection.is_up or connection.loop is not loop:
-            connection = await self._ready()
         raw, attachments = encode_params(method, params)
         options = self._options if timeout is UNSET else options_for(timeout)
         if idempotent or wait or retries is not None or trace is not None:
             options = Options(timeout=options.timeout, idempotent=idempotent, retries=retries, wait=wait, trace=trace)
+        connection = self._connection
+        if connection is None or not connection.is_up or connection.loop is not loop:
+            connection, options = await self._ready(options)
         future = loop.create_future()
         call = connection.ask(method, raw, attachments, options, future)
         try:
@@ -199,14 +199,16 @@ class AsyncClient:
 
     async def submit(self, method: str, params: Any = None, **options: Any) -> asyncio.Future[Any]:
         """Ask without waiting: a future of the result; cancelling it cancels the request. Options as for `call`."""
-        connection = await self._ready()
-        return self._submit(connection, method, params, options)
+        connection, given = await self._ready(self._options_for(options))
+        return self._submit(connection, method, params, given)
 
-    def _submit(self, connection: Connection, method: str, params: Any, options: dict[str, Any]) -> asyncio.Future[Any]:
+    def _options_for(self, options: dict[str, Any]) -> Options:
+        return options_for(**({"timeout": self._timeout} | options))
+
+    def _submit(self, connection: Connection, method: str, params: Any, options: Options) -> asyncio.Future[Any]:
         raw, attachments = encode_params(method, params)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        options.setdefault("timeout", self._timeout)
-        call = connection.ask(method, raw, attachments, options_for(**options), future)
+        call = connection.ask(method, raw, attachments, options, future)
 
         def cancelled(future: asyncio.Future[Any]) -> None:
             if future.cancelled():
@@ -226,13 +228,14 @@ class AsyncClient:
         """
         if concurrency < 1:
             raise ValueError(f"concurrency {concurrency} is not at least 1")
-        connection = await self._ready()
+        given = self._options_for(options)
+        connection, _ = await self._ready(given)
         window: deque[asyncio.Future[Any]] = deque()
         try:
             async for params in _each(many):
                 if len(window) >= concurrency:
                     yield await _result(window.popleft(), return_exceptions)
-                window.append(self._submit(connection, method, params, dict(options)))
+                window.append(self._submit(connection, method, params, given))
             while window:
                 yield await _result(window.popleft(), return_exceptions)
         finally:
@@ -245,8 +248,8 @@ class AsyncClient:
 
         Raises ConnectionLost if there is no connection now.
         """
-        connection = await self._ready()
         raw, attachments = encode_params(method, params)
+        connection, _ = await self._ready(self._options)
         connection.notify(method, raw, attachments)
 
     async def publish(
@@ -269,14 +272,14 @@ class AsyncClient:
         """
         if endpoint is None and topic is not None:
             raise ValueError("a topic belongs to an endpoint; name it")
-        connection = await self._ready()
+        connection, options = await self._ready(self._options)
         subscription = Subscription(self, endpoint, topic)
         self._subscriptions.setdefault((endpoint, topic), []).append(subscription)
         if endpoint is None:
             return subscription
         raw, _ = encode_params("broker.subscribe", _place(endpoint, topic))
         try:
-            told = await connection.request("broker.subscribe", raw, (), self._options)
+            told = await connection.request("broker.subscribe", raw, (), options)
         except BaseException:
             self._drop(subscription)
             raise
@@ -303,21 +306,22 @@ class AsyncClient:
 
     # ------------------------------------------------------------ details
 
-    async def _open(self) -> Connection:
+    async def _ready(self, options: Options) -> tuple[Connection, Options]:
+        """The connection, opened if this is the first that is wanted of it; the options with the time that is left."""
+        loop = asyncio.get_running_loop()
         if self._connection is None:
             self._connection = Connection(
                 self._target, self, reconnect=self._reconnect, ssl_context=self._ssl_context
             )  # fmt: skip
-        return self._connection
-
-    async def _ready(self) -> Connection:
-        """The connection; opened, if this is the first that is wanted of it."""
-        connection = await self._open()
-        if connection.loop is not asyncio.get_running_loop():
+        connection = self._connection
+        if connection.loop is not loop:
             raise RuntimeError("this client belongs to another event loop; make one for each, or use Client")
-        if not connection.is_up:
-            await connection.open()
-        return connection
+        if connection.is_up:
+            return connection, options
+        options.check()
+        began = loop.time()
+        await connection.open(timeout_s=options.timeout)
+        return connection, options.less(loop.time() - began)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
         if not self._drop(subscription):

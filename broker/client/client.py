@@ -116,6 +116,7 @@ class Client:
 
     def close(self) -> None:
         """End: calls in flight raise ConnectionLost, subscriptions stop. Leaves no thread and no socket."""
+        self._check_thread()
         with self._lock:
             closed, self._closed = self._closed, True
             loop, thread = self._loop, self._thread
@@ -152,7 +153,7 @@ class Client:
         options = self._options if timeout is UNSET else options_for(timeout)
         if idempotent or wait or retries is not None or trace is not None:
             options = Options(timeout=options.timeout, idempotent=idempotent, retries=retries, wait=wait, trace=trace)
-        return _wait(self._submit(method, params, options))
+        return self._wait(self._submit(method, params, options))
 
     def submit(self, method: str, params: Any = None, **options: Any) -> Future[Any]:
         """Ask without waiting: a `concurrent.futures.Future`; cancelling it cancels the request. Options as `call`."""
@@ -170,10 +171,10 @@ class Client:
         try:
             for params in many:
                 if len(window) >= concurrency:
-                    yield _result(window.popleft(), return_exceptions)
+                    yield self._result(window.popleft(), return_exceptions)
                 window.append(self.submit(method, params, **options))
             while window:
-                yield _result(window.popleft(), return_exceptions)
+                yield self._result(window.popleft(), return_exceptions)
         finally:
             for future in window:
                 future.cancel()
@@ -211,7 +212,7 @@ class Client:
     def _submit(self, method: str, params: Any, options: Options) -> Future[Any]:
         raw, attachments = encode_params(method, params)
         if not self._inner.is_connected:
-            self.connect()
+            _, options = self._run(self._inner._ready(options))
         future: Future[Any] = Future()
         self._schedule(self._ask, method, raw, attachments, options, future)
         return future
@@ -257,7 +258,32 @@ class Client:
         except BaseException:
             coroutine.close()
             raise
-        return _wait(future)
+        return self._wait(future)
+
+    def _wait(self, future: Future[Result]) -> Result:
+        try:
+            if not future.done():
+                self._check_thread()
+            return future.result()
+        except BaseException:
+            future.cancel()  # does nothing if it has ended; after Ctrl-C it tells the worker
+            raise
+
+    def _result(self, future: Future[Any], return_exceptions: bool) -> Any:
+        try:
+            return self._wait(future)
+        except BrokerError as error:
+            if return_exceptions:
+                return error
+            raise
+
+    def _check_thread(self) -> None:
+        """Raises RuntimeError in the client's own thread, where waiting would be for ever."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "the client cannot wait in its own thread, where done callbacks and progress functions run; "
+                "take submit(), or a thread of your own"
+            )
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in its thread, started now if need be. Called with the lock held."""
@@ -282,20 +308,3 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_until_complete(asyncio.wait(left))
     finally:
         loop.close()
-
-
-def _wait(future: Future[Result]) -> Result:
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()  # does nothing if it has ended; after Ctrl-C it tells the worker
-        raise
-
-
-def _result(future: Future[Any], return_exceptions: bool) -> Any:
-    try:
-        return _wait(future)
-    except BrokerError as error:
-        if return_exceptions:
-            return error
-        raise

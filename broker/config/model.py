@@ -176,6 +176,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(ge=4 * KIB, le=4096 * MIB, description="Bytes waiting for a slow reader from which it is closed (4408)."),
     ] = 8 * MIB
+    outbox_reading_bytes: Annotated[
+        int,
+        Meta(
+            ge=4 * KIB,
+            le=4096 * MIB,
+            description="The same for a reader that has taken something within the last second.",
+        ),
+    ] = 64 * MIB
     stall_s: Annotated[
         float, Meta(gt=0, le=3600, description="Seconds a reader may take nothing at all before it is closed (4408).")
     ] = 10

@@ -94,6 +94,16 @@ def roles_at(grants: tuple[Grant, ...], endpoint: str) -> Role:
     return roles
 
 
+def only_listening(grants: tuple[Grant, ...]) -> tuple[Grant, ...]:
+    """What grants are worth to who attached only to listen: every role includes listening."""
+    return tuple(Grant(Role.LISTENER, grant.endpoints) for grant in grants if grant.roles)
+
+
+def may_speak(grants: tuple[Grant, ...]) -> bool:
+    """Whether the grants allow more than to listen, somewhere."""
+    return any(grant.roles & ~Role.LISTENER for grant in grants)
+
+
 def is_admin(grants: tuple[Grant, ...]) -> bool:
     """Whether the grants open the broker's own administration (`broker.admin.*`)."""
     return any(grant.roles & Role.ADMIN for grant in grants)

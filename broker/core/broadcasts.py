@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from broker.core.access import Role
+from broker.core.access import Role, may_speak
 from broker.core.events import StartFanout
 from broker.core.messages import Body, Broadcast
 from broker.core.registry import Endpoint
@@ -81,4 +81,4 @@ def reaches(session: Session, other: Session) -> bool:
     names += [topic.endpoint.name for topic in other.subscriptions]
     if names:
         return any(session.may(_SPEAKER, name) for name in names)
-    return session is other or any("*" in grant.endpoints and grant.roles & ~Role.LISTENER for grant in session.grants)
+    return session is other or any("*" in grant.endpoints and may_speak((grant,)) for grant in session.grants)

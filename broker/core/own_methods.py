@@ -9,7 +9,7 @@ import msgspec
 
 from broker._version import VERSION
 from broker.core import commands, errors
-from broker.core.access import Role, role_name
+from broker.core.access import Role, may_speak, role_name
 from broker.core.attaching import Attaching
 from broker.core.broadcasts import Broadcasts, reaches
 from broker.core.commands import CommandError, read_params
@@ -81,7 +81,7 @@ class OwnMethods:
 
     def _find(self, event: Asked) -> Callable[[Asked, float], object]:
         if event.method.startswith("broker.admin.") and not event.session.is_admin:
-            raise Refusal(errors.DENIED, f"{event.session.principal} is no administrator")
+            raise Refusal(errors.DENIED, f"{event.session.who} is no administrator")
         command = self.commands.get(event.method)
         if command is None:
             raise Refusal(errors.NO_METHOD, f"the broker's own methods are broker.call, {', '.join(self.commands)}")
@@ -129,7 +129,7 @@ class OwnMethods:
         """The endpoint a method is about, made if need be, if the session has the role there."""
         session, name = event.session, _named(event, name)
         if not session.may(role, name):
-            raise Refusal(errors.DENIED, f"{session.principal} may not be {role_name(role)} at {name}")
+            raise Refusal(errors.DENIED, f"{session.who} may not be {role_name(role)} at {name}")
         endpoint = self.state.registry.get_or_make(name)
         if endpoint is None:
             raise _overloaded("endpoints", f"{self.state.limits.endpoints_known_max} endpoints are in use")
@@ -177,10 +177,12 @@ class OwnMethods:
             raise _overloaded("fanouts", f"{self.state.limits.fanouts_max} broadcasts are under way")
         if params.topic is not None and params.topic.startswith("broker."):
             raise CommandError(f"topic {params.topic}: names that begin with broker. are the broker's own")
+        session = event.session
         if params.to is not None:
-            return self._publish_to(event.session, params.to, params, body)
+            return self._publish_to(session, params.to, params, body)
         if params.endpoint is None and params.topic is None:
-            return self._publish_to_all(event.session, body)
+            _speaks(session)
+            return {"seq": None, "listeners": self.broadcasts.to_all(session, body)}
         endpoint = self._endpoint(event, params.endpoint, Role.CALLER | Role.WORKER)
         topic = endpoint.topics.get(params.topic)
         if topic is None and params.topic is None:
@@ -191,16 +193,12 @@ class OwnMethods:
         return {"seq": topic.seq, "listeners": len(topic.subscribers)}
 
     def _publish_to(self, session: Session, to: str, params: commands.PublishParams, body: Body) -> object:
+        _speaks(session)
         target = self.state.peer(to)
         if target is None or not reaches(session, target):
             raise CommandError(f"no peer {to!r} within reach")
         self.broadcasts.to_one(target, params.endpoint, params.topic, body)
         return {"seq": None, "listeners": 1}
-
-    def _publish_to_all(self, session: Session, body: Body) -> object:
-        if not any(grant.roles & (Role.CALLER | Role.WORKER | Role.ADMIN) for grant in session.grants):
-            raise Refusal(errors.DENIED, f"{session.principal} may only listen")
-        return {"seq": None, "listeners": self.broadcasts.to_all(session, body)}
 
     # ------------------------------------------------------------ looking
 
@@ -257,6 +255,11 @@ def _named(event: Asked, name: str | None) -> str:
     if name is None:
         raise CommandError("endpoint is missing, and this link is attached to none")
     return name
+
+
+def _speaks(session: Session) -> None:
+    if not may_speak(session.grants):
+        raise Refusal(errors.DENIED, f"{session.who} may only listen")
 
 
 def _sees(session: Session, name: str) -> bool:

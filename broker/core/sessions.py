@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.core.access import is_admin, roles_at
+from broker.core.access import Role, is_admin, only_listening, roles_at
 from broker.core.deadlines import Deadlines
 from broker.core.events import Attached, Link
 from broker.core.ids import AttemptId, SessionId, WireId
@@ -37,7 +37,8 @@ class Session:
         self.id: SessionId = event.session
         self.link: Link | None = event.link
         self.principal = event.principal
-        self.grants = event.grants
+        # Taken here, so that nothing later needs to ask: a listener hears only, whatever its credential allows.
+        self.grants = only_listening(event.grants) if event.role == Role.LISTENER else event.grants
         self.role = event.role
         self.endpoint = event.endpoint
         self.listen = event.listen
@@ -79,6 +80,11 @@ class Session:
     def is_admin(self) -> bool:
         """Whether `broker.admin.*` is open to it."""
         return is_admin(self.grants)
+
+    @property
+    def who(self) -> str:
+        """What it is called where it is refused something."""
+        return f"{self.principal}, attached with role=listener," if self.role == Role.LISTENER else self.principal
 
     def __repr__(self) -> str:
         return f"<session {self.id} {self.principal} {self.role.name} {self.endpoint or '-'}>"

@@ -24,6 +24,9 @@ class LinkLimits:
     """Above this a receiver is told `congested`, and broadcasts and pongs are dropped."""
     outbox_hard_bytes: int = 8 << 20
     """Above this the link is closed as a slow consumer; one larger message may stand in an empty outbox."""
+    outbox_reading_bytes: int = 64 << 20
+    """Above this it is closed even if it has taken something within the last second; below, large replies that
+    coincide do not cost a reading peer its link."""
     stall_s: float = 10.0
     """An outbox that waits this long with no byte taken is a slow consumer too."""
     close_timeout_s: float = 2.0
@@ -43,6 +46,7 @@ class LinkLimits:
             "fragments_max": 1,
             "outbox_soft_bytes": 1,
             "outbox_hard_bytes": self.outbox_soft_bytes,
+            "outbox_reading_bytes": 1,
             "stall_s": 0.01,
             "close_timeout_s": 0.01,
             "ping_interval_s": 0.0,

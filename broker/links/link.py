@@ -41,6 +41,7 @@ SLOW_CONSUMER = 4408
 TOO_MANY = 4429
 INTERNAL_ERROR = 1011
 
+READING_S = 1.0
 _LINKS_PER_SLICE = 128
 _PING_FRAME = frame_header(PING, 0)
 
@@ -135,6 +136,8 @@ class Link:
         "_pieces",
         "_ping_count",
         "_ping_second",
+        "_read_at",
+        "_read_mark",
         "_reason",
         "_receiver",
         "_reported",
@@ -182,6 +185,8 @@ class Link:
         self._ended_early = False
         self._pieces: list[bytes | memoryview] = []  # a memoryview is the middle of a frame
         self._hard_bytes = self._limits.outbox_hard_bytes
+        self._read_mark = 0  # `flushed` when it was last seen to grow, above the hard bound
+        self._read_at = 0.0
         self._congested = False
         self._state = OPEN
         self._no_more = False  # nothing that the peer still sends means anything
@@ -371,8 +376,17 @@ class Link:
             self._hard_bytes = max(self._hard_bytes, size + self._limits.outbox_hard_bytes)
         if waiting + size <= self._hard_bytes:
             return True
-        self.slow(f"outbox above {self._limits.outbox_hard_bytes} bytes")
+        if waiting + size <= self._limits.outbox_reading_bytes and self._is_reading():
+            return True
+        self.slow(f"{waiting} bytes wait in the outbox, and {size} more came")
         return False
+
+    def _is_reading(self) -> bool:
+        """Whether the kernel has taken something within the last second: large messages may then coincide."""
+        now = self._loop.time()
+        if self.flushed != self._read_mark:
+            self._read_mark, self._read_at = self.flushed, now
+        return now - self._read_at < READING_S
 
     def flush(self) -> None:
         """Hand what is queued to the kernel, as far as this turn's bound goes. The writer calls it."""

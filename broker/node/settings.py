@@ -53,6 +53,7 @@ def link_limits(config: Config) -> LinkLimits:
             fragments_max=limits.fragments_max,
             outbox_soft_bytes=limits.outbox_soft_bytes,
             outbox_hard_bytes=limits.outbox_hard_bytes,
+            outbox_reading_bytes=limits.outbox_reading_bytes,
             stall_s=limits.stall_s,
             close_timeout_s=limits.close_timeout_s,
             ping_interval_s=limits.ping_interval_s,

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from broker.core.errors import ABNORMAL, CLOSES, MESSAGE_TOO_BIG, NORMAL
 from broker.links.connect import connect
@@ -137,19 +137,23 @@ class Connection:
         """Whether there is a link now."""
         return self._link is not None
 
-    async def open(self, *, patient: bool = False) -> None:
+    async def open(self, *, patient: bool = False, timeout_s: float | None = None) -> None:
         """Open the first link; does nothing if there is one. `patient` goes on trying, for as long as it makes sense.
 
-        Raises CannotConnect, Refused, InvalidRequest for a wrong URL, ConnectionLost after the end.
+        Raises CannotConnect (after `timeout_s` seconds too), Refused, InvalidRequest for a wrong URL, ConnectionLost
+        after the end.
         """
-        async with self._opening:
-            if self._link is not None or self._task is not None:
-                return
-            self._check_alive()
-            if patient:
-                await self._keep_trying()
-            else:
-                await self._open_link()
+        try:
+            async with asyncio.timeout(timeout_s), self._opening:
+                if self._link is not None or self._task is not None:
+                    return
+                self._check_alive()
+                if patient:
+                    await self._keep_trying()
+                else:
+                    await self._open_link()
+        except TimeoutError:
+            raise _cannot(self.url, f"no answer within {timeout_s or 0.0:.3g} s") from None
 
     async def close(self) -> None:
         """End the session: what has not ended becomes ConnectionLost; no task, timer or socket is left."""
@@ -334,6 +338,8 @@ class Connection:
             self.url, token = self._target()
         except OSError as error:
             raise _cannot("", str(error)) from None
+        if not token.isprintable():  # as from a file with Windows line ends
+            raise InvalidRequest("the token holds line breaks or other control characters; no token does")
         headers = [("Authorization", f"Bearer {token}")] if token else []
         try:
             link = await connect(
@@ -343,7 +349,8 @@ class Connection:
         except HandshakeError as error:
             raise _refused(self.url, error) from None
         except TimeoutError:
-            raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s") from None
+            hint = "; is it a TLS port?" if split_url(self.url).scheme in ("https", "wss") else ""
+            raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s{hint}") from None
         except ssl.SSLCertVerificationError as error:
             raise _cannot(self.url, f"its certificate is not trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
@@ -408,16 +415,29 @@ class Connection:
             self._owner.link_changed(False, why)
 
 
-def websocket_url(url: str) -> str:
-    """The WebSocket of the broker at a URL (http, https, ws or wss; with a path behind a proxy). Raises ValueError."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    schemes = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
-    if parts.scheme not in schemes or not parts.hostname:
-        raise ValueError(f"{url!r} is no URL of a broker, such as http://127.0.0.1:8765")
+_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of a broker's URL: http (if it names none), https, ws or wss. Raises ValueError for what is none."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        good = parts.scheme in _SCHEMES and parts.hostname and parts.port != 0  # asking for the port checks it
+    except ValueError:
+        good = False
+    if not good:
+        shown = url.rpartition("@")[2].partition("?")[0]  # before and behind may stand secrets
+        raise ValueError(f"{shown!r:.200} is no URL of a broker, such as http://127.0.0.1:8787")
     if parts.query or parts.username is not None:
         raise ValueError("the URL of a broker holds neither a query nor a user name; give the token apart from it")
+    return parts
+
+
+def websocket_url(url: str) -> str:
+    """The WebSocket of the broker at a URL, which may have a path behind a proxy. Raises ValueError."""
+    parts = split_url(url)
     path = parts.path.rstrip("/").removesuffix("/ws") + "/ws"
-    return urlunsplit((schemes[parts.scheme], parts.netloc, path, "binary=1&meta=1", ""))
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, "binary=1&meta=1", ""))
 
 
 def _why(error: OSError) -> str:

@@ -107,6 +107,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.retries and not self.idempotent:
             raise InvalidRequest("retries needs idempotent=True; what is not idempotent runs at most once")
 
+    def less(self, spent_s: float) -> Options:
+        """The same with less time: what was spent before the request could be made."""
+        if self.timeout is None:
+            return self
+        return msgspec.structs.replace(self, timeout=max(self.timeout - spent_s, 0.001))
+
     def meta(self, left_s: float | None) -> dict[str, Any]:
         """The member `meta`, with what is left of the time."""
         meta: dict[str, Any] = {}

@@ -253,7 +253,7 @@ class JsonRpc:
         error = None
         result = envelope.result
         body = Body(b"null" if result is ABSENT else result, attachments)
-        if envelope.error is not ABSENT:
+        if bytes(envelope.error) not in (b"", b"null"):  # null, as every good reply of JSON-RPC 1.0 has it, is none
             error, body = _read_error(envelope, attachments)
         if not wire_id and error is None and envelope.result is ABSENT:
             raise BadMessage(INVALID_REQUEST, "neither method nor id, result or error: neither a request nor a reply")

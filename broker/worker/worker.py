@@ -145,8 +145,13 @@ class Worker:
 
         Raises what ended it otherwise: Refused, Denied, ConnectionLost, and without `wait` CannotConnect.
         """
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(self._run())
+        loop = _new_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._run())
+        finally:
+            asyncio.set_event_loop(None)
+            _end(loop)
 
     async def start(self) -> Self:
         """Connect and serve, on the running event loop. Raises Refused, Denied, and without `wait` CannotConnect."""
@@ -226,7 +231,10 @@ class Worker:
             except BrokerError as error:
                 log.debug("leaving: %s", error)
         session = connection.session
-        while (self._running or session.outbox) and connection.is_up and time.monotonic() < ends_at:  # noqa: ASYNC110
+        while connection.is_up and time.monotonic() < ends_at:
+            # A cancelled request has nobody who waits for it; its thread may block for ever.
+            if not session.outbox and all(request.cancelled for request in self._running):
+                return
             await asyncio.sleep(0.01)
 
     async def __aenter__(self) -> Self:
@@ -292,8 +300,11 @@ class Worker:
         raw, attachments = encode(params)
         if threading.get_ident() == self._thread:
             self._publish(raw, attachments)
-        else:
-            self._loop.call_soon_threadsafe(self._publish, raw, attachments)
+        elif self._thread:
+            try:
+                self._loop.call_soon_threadsafe(self._publish, raw, attachments)
+            except RuntimeError:
+                pass  # the loop is closed: the worker has gone
 
     def _publish(self, raw: bytes, attachments: list[bytes | memoryview]) -> None:
         try:
@@ -471,9 +482,24 @@ def _call(method: Method, asked: Asked) -> Any:
         raise _Unfit(failure) from None
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        return None
-    return uvloop.new_event_loop
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    """Leave nothing of the loop. Not `asyncio.Runner`: it waits for ever for a coroutine that swallows its cancelling."""
+    try:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            _, stuck = loop.run_until_complete(asyncio.wait(left, timeout=THREADS_END_S))
+            for task in stuck:
+                log.warning("%s does not end though it is cancelled; left behind", task.get_name())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

@@ -432,7 +432,8 @@ class Simulator:
     def misbehave(self) -> None:
         rng = self.rng
         peer, wire_id = rng.choice(self.peers), self.wire_id()
-        code, number = rng.choice((-32600, -32700, -1)), rng.choice(self.seen_attempts or (0,))
+        held = list(peer.session.attempts) if peer.session and rng.random() < 0.5 else []
+        code, number = rng.choice((-32600, -32700, -1)), rng.choice(held or self.seen_attempts or (0,))
         what, make = rng.choice(
             (
                 ("malformed", lambda session: Malformed(session, "no JSON", rng.random() < 0.3)),

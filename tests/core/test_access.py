@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.access import NAME, Grant, Role, covers, is_admin, is_name, is_pattern, roles_at
+from broker.core.access import (
+    NAME,
+    Grant,
+    Role,
+    covers,
+    is_admin,
+    is_name,
+    is_pattern,
+    may_speak,
+    only_listening,
+    roles_at,
+)
 from broker.core.sessions import ROLES_REMEMBERED
 from tests.core.harness import World
 
@@ -97,6 +108,14 @@ def test_grants_add_up_per_endpoint() -> None:
 
 def test_is_admin() -> None:
     assert is_admin((Grant(Role.CALLER), Grant(Role.ADMIN))) and not is_admin((Grant(Role.CALLER),))
+
+
+@pytest.mark.parametrize("role", [Role.CALLER, Role.WORKER, Role.LISTENER, Role.ADMIN])
+def test_of_every_role_listening_is_left_to_who_only_listens(role: Role) -> None:
+    (left,) = only_listening((Grant(role, ("a*",)), Grant(Role.NONE, ("b",))))
+    assert left == Grant(Role.LISTENER, ("a*",)) and not may_speak((left,))
+    assert may_speak((Grant(role),)) == (role is not Role.LISTENER)
+    assert not may_speak(()) and not may_speak((Grant(Role.NONE),))
 
 
 def test_remembered_roles_are_bounded_and_right() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker._version import VERSION
-from broker.core import errors, router
+from broker.core import errors, own_methods
 from broker.core.access import Grant, Role
 from broker.core.errors import Kind
 from broker.core.events import CloseLink
@@ -265,8 +265,8 @@ def test_admin_lists_peers_and_pending() -> None:
 
 
 def test_admin_lists_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert router.LIST_MAX == 10_000
-    monkeypatch.setattr(router, "LIST_MAX", 3)
+    assert own_methods.LIST_MAX == 10_000
+    monkeypatch.setattr(own_methods, "LIST_MAX", 3)
     world = World()
     admin, callers = world.attach(grants=ADMIN), [world.caller() for _ in range(5)]
     for caller in callers:

@@ -12,12 +12,15 @@ import msgspec
 import pytest
 
 from broker.core import errors
+from broker.core.attaching import Attaching
+from broker.core.broadcasts import Broadcasts
 from broker.core.deadlines import Deadlines
 from broker.core.dispatch import LeastPending, Policy, Queue
 from broker.core.events import Answered, Deliver, Detached
 from broker.core.messages import Broadcast, CancelAttempt, End
 from broker.core.pending import Pending
 from broker.core.registry import Registry
+from broker.core.requests import Requests, outcome_of
 from broker.core.router import Router
 from broker.core.sessions import Sessions
 from broker.core.topics import Topic
@@ -87,7 +90,7 @@ def mutant(function: Mutant) -> Mutant:
 
 @mutant
 def expired_work_is_given_out(patch: pytest.MonkeyPatch) -> None:
-    def feed(self: Router, registration: Any, now: float) -> None:
+    def feed(self: Requests, registration: Any, now: float) -> None:
         queue = registration.endpoint.queue
         while registration.free and queue:
             request = queue.take(registration)
@@ -96,7 +99,7 @@ def expired_work_is_given_out(patch: pytest.MonkeyPatch) -> None:
             registration.endpoint.free.load(registration)
             self._assign(request, registration, now)
 
-    patch.setattr(Router, "_feed", feed)
+    patch.setattr(Requests, "feed", feed)
 
 
 @mutant
@@ -152,15 +155,15 @@ def an_end_goes_to_another_session(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def anybody_may_answer(patch: pytest.MonkeyPatch) -> None:
-    answered = Router._answered
+    answered = Requests.answered
 
-    def lax(self: Router, event: Answered, now: float) -> None:
-        for session in self.sessions.by_id.values():
+    def lax(self: Requests, event: Answered, now: float) -> None:
+        for session in self.state.sessions.by_id.values():
             if event.attempt in session.attempts:
                 event = Answered(session, event.attempt, event.body, event.error)
         answered(self, event, now)
 
-    patch.setattr(Router, "_answered", lax)
+    patch.setattr(Requests, "answered", lax)
 
 
 @mutant
@@ -170,7 +173,7 @@ def a_place_is_never_free_again(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def a_free_place_is_not_used(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Router, "_free", lambda self, registration, now: self.registry.unload(registration))
+    patch.setattr(Requests, "_free", lambda self, registration, now: self.registry.unload(registration))
 
 
 @mutant
@@ -212,19 +215,19 @@ def deadlines_come_late(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def retries_know_no_end(patch: pytest.MonkeyPatch) -> None:
-    def lost(self: Router, attempt: Any, event: Detached, now: float) -> None:
+    def lost(self: Requests, attempt: Any, event: Detached, now: float) -> None:
         self.pending.close_attempt(attempt)
         self.registry.unload(attempt.registration)
         if not self._retry(attempt.request, now):
-            outcome = self._outcome(errors.WORKER_LOST, attempt.request, now)
+            outcome = outcome_of(errors.WORKER_LOST, attempt.request, now)
             self._end(attempt.request, outcome, None, now)
 
-    patch.setattr(Router, "_lost", lost)
+    patch.setattr(Requests, "_lost", lost)
 
 
 @mutant
 def the_callers_requests_outlive_it(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Router, "_stop_all", lambda self, requests, kind, now, **more: None)
+    patch.setattr(Requests, "stop_all", lambda self, requests, kind, now, **more: None)
 
 
 @mutant
@@ -243,15 +246,15 @@ def sessions_are_not_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def the_first_request_of_an_id_is_overwritten(patch: pytest.MonkeyPatch) -> None:
-    taken = Router._asked
+    taken = Requests.asked
 
-    def asked(self: Router, event: Any, now: float) -> None:
+    def asked(self: Requests, event: Any, now: float) -> None:
         hidden = event.session.requests.pop(event.wire_id, None)
         taken(self, event, now)
         if hidden is not None:
             event.session.requests.setdefault(event.wire_id, hidden)
 
-    patch.setattr(Router, "_asked", asked)
+    patch.setattr(Requests, "asked", asked)
 
 
 @mutant
@@ -267,16 +270,16 @@ def a_request_stays_among_the_deadlines(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def nobody_tells_who_waits_for_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Router, "_abandon", lambda self, endpoint, now: None)
+    patch.setattr(Requests, "abandon", lambda self, endpoint, now: None)
 
 
 @mutant
 def who_waits_for_somebody_to_come_is_sent_away_too(patch: pytest.MonkeyPatch) -> None:
-    def abandon(self: Router, endpoint: Any, now: float) -> None:
+    def abandon(self: Requests, endpoint: Any, now: float) -> None:
         for request in [] if endpoint.registrations else list(endpoint.queue):
-            self._stop(request, self._outcome(errors.NO_WORKER, request, now, phase="queued"), now)
+            self.stop(request, outcome_of(errors.NO_WORKER, request, now, phase="queued"), now)
 
-    patch.setattr(Router, "_abandon", abandon)
+    patch.setattr(Requests, "abandon", abandon)
 
 
 @mutant
@@ -292,22 +295,20 @@ def retries_wait_at_the_end(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def whatever_a_shutdown_ends_may_be_repeated(patch: pytest.MonkeyPatch) -> None:
-    outcome = Router._outcome
+    def bold(kind: Any, request: Any, now: float, retryable: Any = None, *more: Any, **named: Any) -> Any:
+        return outcome_of(kind, request, now, kind is errors.SHUTTING_DOWN or retryable, *more, **named)
 
-    def bold(self: Router, kind: Any, request: Any, now: float, retryable: Any = None, *more: Any, **named: Any) -> Any:
-        return outcome(self, kind, request, now, kind is errors.SHUTTING_DOWN or retryable, *more, **named)
-
-    patch.setattr(Router, "_outcome", bold)
+    patch.setattr("broker.core.requests.outcome_of", bold)
 
 
 @mutant
 def a_closed_endpoint_goes_on(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Router, "_shut", lambda self, endpoint, now: None)
+    patch.setattr(Attaching, "_shut", lambda self, endpoint, now: None)
 
 
 @mutant
 def nobody_is_told_of_a_closed_endpoint(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Router, "_shut_out", lambda self, session: "")
+    patch.setattr(Attaching, "_shut_out", lambda self, session: "")
 
 
 @mutant
@@ -323,27 +324,33 @@ def what_a_worker_holds_is_forgotten_when_it_serves_again(patch: pytest.MonkeyPa
 
 @mutant
 def comings_know_no_bound(patch: pytest.MonkeyPatch) -> None:
-    announce = Router._announce
+    announce = Broadcasts.announce
 
-    def loud(self: Router, *more: Any) -> None:
-        limits, self.limits = self.limits, msgspec.structs.replace(self.limits, fanouts_max=10**6)
+    def loud(self: Broadcasts, *more: Any) -> None:
+        limits = self.state.limits
+        self.state.limits = msgspec.structs.replace(limits, fanouts_max=10**6)
         announce(self, *more)
-        self.limits = limits
+        self.state.limits = limits
 
-    patch.setattr(Router, "_announce", loud)
+    patch.setattr(Broadcasts, "announce", loud)
 
 
 @mutant
 def comings_that_are_dropped_are_not_numbered(patch: pytest.MonkeyPatch) -> None:
-    announce = Router._announce
+    announce = Broadcasts.announce
 
-    def quiet(self: Router, endpoint: Any, *more: Any) -> None:
-        refused, topic = self.counters.broadcasts_refused, endpoint.topics.get("broker.peers")
+    def quiet(self: Broadcasts, endpoint: Any, *more: Any) -> None:
+        refused, topic = self.state.counters.broadcasts_refused, endpoint.topics.get("broker.peers")
         announce(self, endpoint, *more)
-        if self.counters.broadcasts_refused > refused:
+        if self.state.counters.broadcasts_refused > refused:
             topic.seq -= 1
 
-    patch.setattr(Router, "_announce", quiet)
+    patch.setattr(Broadcasts, "announce", quiet)
+
+
+@mutant
+def listeners_may_speak(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("broker.core.sessions.only_listening", lambda grants: grants)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -13,11 +13,12 @@ from broker.core.events import StartFanout
 from broker.core.limits import Limits
 from broker.core.messages import Body, Broadcast
 from broker.core.sessions import Session
-from tests.core.harness import World
+from tests.core.harness import EVERYTHING, World
 
 
 def listener(world: World, endpoint: str = "e", **more: Any) -> Session:
-    return world.attach(Role.LISTENER, endpoint, listen=True, **more)
+    """One who listens, and may publish."""
+    return world.attach(Role.CALLER, endpoint, listen=True, **more)
 
 
 def result(world: World, session: Session, method: str, **params: Any) -> Any:
@@ -158,6 +159,38 @@ def test_to_all_of_one_who_may_only_listen_is_denied() -> None:
     assert world.command(one, "broker.publish", data=1).outcome.kind is errors.DENIED
     assert world.command(one, "broker.publish", endpoint="e", data=1).outcome.kind is errors.DENIED
     assert world.broadcasts() == []
+
+
+@pytest.mark.parametrize("grants", [EVERYTHING, (Grant(Role.ADMIN),), (Grant(Role.LISTENER),)])
+@pytest.mark.parametrize("endpoint", [None, "e"])
+def test_who_attached_as_listener_hears_only(grants: tuple[Grant, ...], endpoint: str | None) -> None:
+    world = World()
+    publisher, worker = world.attach(), world.worker("e")
+    one = world.attach(Role.LISTENER, endpoint, grants=grants, listen=True)
+    me = f"n-{one.id}"
+    for method, params in (
+        ("serve", {"endpoint": "e"}), ("publish", {"endpoint": "e"}), ("publish", {"endpoint": "e", "topic": "t"}),
+        ("publish", {"to": me}), ("publish", {}), ("admin.peers", {}), ("admin.close", {"peer": me}),
+    ):  # fmt: skip
+        outcome = world.command(one, f"broker.{method}", **params).outcome
+        assert outcome.kind is errors.DENIED and "role=listener" in outcome.detail, (method, params)
+    world.ask(one, 1, "broker.call", b'{"endpoint":"e","method":"m"}')
+    world.ask(one, 2)
+    world.ask(one, None)
+    assert [end.outcome.kind for end in world.ends(one)] == [errors.DENIED] * 2
+    assert not world.calls(worker) and not world.notified(worker) and not world.broadcasts()
+    assert result(world, one, "broker.subscribe", endpoint="e")["seq"] == 0
+    assert result(world, one, "broker.describe", endpoint="e")["workers"]
+    result(world, publisher, "broker.publish", endpoint="e", data=1)
+    result(world, publisher, "broker.publish", to=me, data=2)
+    assert [(to, bytes(m.body.raw)) for to, m in world.broadcasts()] == [(one, b"1"), (one, b"2")]
+
+
+def test_who_attached_as_listener_hears_no_more_than_the_grants_allow() -> None:
+    world = World()
+    one = world.attach(Role.LISTENER, grants=(Grant(Role.CALLER, ("a*",)), Grant(Role.NONE)), listen=True)
+    assert result(world, one, "broker.subscribe", endpoint="a1")["seq"] == 0
+    assert world.command(one, "broker.subscribe", endpoint="b1").outcome.kind is errors.DENIED
 
 
 @pytest.mark.parametrize("topic", ["broker.peers", "broker.x"])

@@ -40,6 +40,7 @@ from broker.core.sessions import Session
 from broker.core.topics import PEERS_TOPIC
 
 AT_THE_DOOR = {"no_endpoint", "no_worker", "no_method", "overloaded", "denied", "shutting_down", "invalid"}
+OF_LISTENERS = {"broker.subscribe", "broker.unsubscribe", "broker.endpoints", "broker.describe", "broker.ping"}
 EPSILON = 1e-6
 
 
@@ -404,6 +405,8 @@ class Witness:
         if end is None or end.outcome.kind is not errors.OK:
             return
         assert end.body is not None
+        if event.session.role is Role.LISTENER:
+            expect(event.method in OF_LISTENERS, "a listener spoke:", event.method)
         params, result = msgspec.json.decode(bytes(event.body.raw) or b"{}"), msgspec.json.decode(end.body.raw)
         session, name, topic = event.session, params.get("endpoint", event.session.endpoint), params.get("topic")
         match event.method:
@@ -458,6 +461,7 @@ class Witness:
         expect(asking is not None, "work was given out for a request that is not open:", call.attempt.id)
         assert asking is not None
         expect(asking.worker is None, asking, "was given to two workers")
+        expect(asking.session.role is not Role.LISTENER, asking, "was asked by a listener")
         expect(asking.deadline > self.now, asking, "was given out after its deadline")
         expect(
             abs(call.left_s - (asking.deadline - self.now)) < EPSILON, asking, "was told a wrong time left", call.left_s

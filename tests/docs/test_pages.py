@@ -94,7 +94,7 @@ def _protocol() -> str:
 def test_the_protocol_names_every_method_of_the_broker() -> None:
     router = Router(Limits())
     named = set(re.findall(r"^\| `(broker\.[\w.]+)`", _protocol(), re.MULTILINE))
-    assert named == {"broker.call", *router._commands}
+    assert named == {"broker.call", *router.own_methods.commands}
 
 
 def _rows(section: str) -> set[str]:

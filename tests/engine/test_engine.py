@@ -240,7 +240,8 @@ def test_a_broadcast_goes_out_in_slices_and_survives_who_raises_or_leaves() -> N
         world = World(fanout_slice=4)
         links = [Recorder(frozenset({"broadcast"}) if number == 5 else frozenset()) for number in range(11)]
         sessions = [world.attach(link, Role.LISTENER) for link in links]
-        world.engine.feed(Asked(sessions[0], 1, "", "broker.publish", Body(b'{"endpoint":"e","data":1}'), Options()))
+        publisher = world.attach(Recorder())
+        world.engine.feed(Asked(publisher, 1, "", "broker.publish", Body(b'{"endpoint":"e","data":1}'), Options()))
         heard = [sum(1 for m in link.messages if not isinstance(m, End)) for link in links]
         assert sum(heard) == 4, "only the first slice yet"
         world.engine.feed(Detached(sessions[10], 1000, "", 0))

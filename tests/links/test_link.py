@@ -9,6 +9,7 @@ import pytest
 
 from broker.links.connect import connect
 from broker.links.limits import LinkLimits
+from broker.links.link import READING_S
 from broker.links.take import take
 from broker.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, text_frame
 from tests.links.harness import ENDS, Echoing, RawClient, Recorder, frame, opening, raw_client, run, serving, until
@@ -207,7 +208,7 @@ def test_a_receiver_that_raises_ends_only_its_own_link(kind: str, loop: str, cap
 @both
 def test_a_peer_that_never_reads_is_closed_at_the_hard_bound_and_nobody_else_notices(kind: str, loop: str) -> None:
     async def main() -> None:
-        limits = LinkLimits(close_timeout_s=0.5)
+        limits = LinkLimits(close_timeout_s=0.5, outbox_reading_bytes=8 * MIB)
         serve = serving(kind, limits=limits, receiver=Echoing)
         async with serve as server, raw_client(server) as deaf, raw_client(server) as other:
             deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
@@ -221,12 +222,47 @@ def test_a_peer_that_never_reads_is_closed_at_the_hard_bound_and_nobody_else_not
                 if sent % 10 == 0:
                     other.writer.write(frame(TEXT, b"alive"))
                     assert await other.frame() == (TEXT, b"alive")
-            assert peer.closings == [(4408, "outbox above 8388608 bytes")]
+            assert [code for code, _ in peer.closings] == [4408]
+            assert peer.closings[0][1].endswith("bytes wait in the outbox, and 100010 more came")
             assert peer.congestion == [True]
             assert not peer.link.is_open
             await until(lambda: peer.link not in server.links.links, "the socket is dropped")
             assert witness.closings == []
             assert server.links.counters.slow_closes == 1
+
+    run(main, loop)
+
+
+@both
+def test_large_messages_that_coincide_do_not_cost_a_reader_its_link(kind: str, loop: str) -> None:
+    async def main() -> None:
+        async with serving(kind) as server, raw_client(server) as client:
+            peer = await server.peer(0)
+            for _ in range(8):  # 40 MiB at once, five times the hard bound
+                peer.link.send(b"x" * (5 * MIB))
+            for _ in range(8):
+                _, payload = await client.frame()
+                assert len(payload) == 5 * MIB
+            assert peer.closings == []
+
+    run(main, loop)
+
+
+@both
+def test_who_has_taken_nothing_for_a_second_is_closed_above_the_hard_bound(kind: str, loop: str) -> None:
+    async def main() -> None:
+        async with serving(kind, limits=LinkLimits(close_timeout_s=0.5)) as server, raw_client(server) as deaf:
+            deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            peer = await server.peer(0)
+            for _ in range(4):
+                peer.link.send(b"x" * (5 * MIB))
+            assert peer.link.is_open
+            ends_at = asyncio.get_running_loop().time() + 20 * READING_S
+            while peer.link.is_open and asyncio.get_running_loop().time() < ends_at:
+                await asyncio.sleep(READING_S / 5)
+                peer.link.send(b"x")
+            await until(lambda: bool(peer.closings), "told")
+            assert peer.closings[0][0] == 4408
 
     run(main, loop)
 

@@ -283,6 +283,18 @@ def test_neither_result_nor_error_is_null() -> None:
     assert (event.attempt, event.error, bytes(event.body.raw)) == (12, None, b"null")
 
 
+@pytest.mark.parametrize(
+    ("more", "result"), [('"result":[1.0],', b"[1.0]"), ('"result":null,', b"null"), ("", b"null")]
+)
+def test_an_error_of_null_is_no_error(more: str, result: bytes) -> None:
+    event = reply('"id":"node-7-12",%s"error": null' % more)
+    assert isinstance(event, Answered)
+    assert (event.attempt, event.error, bytes(event.body.raw)) == (12, None, result)
+    stray = reply('"id":null,%s"error":null' % more)
+    assert isinstance(stray, Stray)
+    assert stray.nameless and stray.error is None
+
+
 def test_both_is_the_error() -> None:
     event = reply('"id":"node-7-12","result":1,"error":{"code":5,"message":"x","data":[1.0]}')
     assert event.error.code == 5
@@ -304,7 +316,7 @@ def test_error_data_passes_untouched(data: str) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    ['"it broke"', "5", "null", "[]", "{}", '{"message":"x"}', '{"code":1}', '{"code":"1","message":"x"}',
+    ['"it broke"', "5", "false", "[]", "{}", '{"message":"x"}', '{"code":1}', '{"code":"1","message":"x"}',
      '{"code":1.5,"message":"x"}', '{"code":true,"message":"x"}', '{"code":null,"message":"x"}',
      '{"code":1,"message":null}', '{"code":1,"message":{"a":1}}'],
 )  # fmt: skip

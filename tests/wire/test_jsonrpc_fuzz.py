@@ -131,7 +131,7 @@ def agree(endpoint: str, text: bytes) -> str:
     if isinstance(event, Answered):
         assert "method" not in envelope
         assert re.fullmatch(f"node-7-0*{event.attempt}", envelope["id"])
-        if "error" in envelope:
+        if envelope.get("error") is not None:
             assert event.error is not None
         else:
             assert event.error is None
@@ -157,7 +157,7 @@ def why_refusable(text: bytes, endpoint: str) -> str:
     try:
         envelope = envelope_of(text)
         if "method" not in envelope:
-            if not {"id", "result", "error"} & set(envelope):
+            if not {"id", "result"} & set(envelope) and envelope.get("error") is None:
                 raise Refusable("neither a request nor a reply")
             return ""
         if "id" in envelope:
@@ -241,7 +241,7 @@ RIGHT = {
     "params": ["[]", "{}", "1", '{"id":1}'],
     "method": ['"m"', '"lab/m"', '"broker.ping"', '"$/cancelRequest"'],
     "result": ["1", "null", "[1,2]"],
-    "error": ['{"code":1,"message":"x"}', "1"],
+    "error": ['{"code":1,"message":"x"}', "1", "null"],
     "meta": ["{}", '{"timeout":5}', "1"],
 }
 KEYS = ['"id"', '"meta"', '"params"', '"method"', '"jsonrpc"', '"result"', '"error"', '"\\u0069d"', '"x"', '""', '"ID"']

@@ -341,7 +341,8 @@ def test_row_21_a_reader_that_does_not_read_loses_broadcasts_then_its_link() -> 
 
 def test_row_21_replies_nobody_reads_end_the_link_at_the_hard_bound() -> None:
     async def main() -> None:
-        limits = {"outbox_soft_bytes": 4 << 20, "outbox_hard_bytes": 4 << 20, "stall_s": 60, "in_flight_max": 100_000}
+        bound = 4 << 20
+        limits = {"outbox_soft_bytes": bound, "outbox_hard_bytes": bound, "outbox_reading_bytes": bound, "stall_s": 60}
         async with serving(config(limits=limits)) as world, bystanders(world):
             worker = await world.worker()
             async with raw_peer(world) as raw:

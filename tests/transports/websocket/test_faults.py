@@ -206,7 +206,8 @@ def test_a_publish_goes_out_in_slices() -> None:
         async with serving(config(limits={"fanout_slice": 7})) as world:
             listeners = [await world.peer("/ws/lab") for _ in range(40)]
             publisher = await world.caller()
-            world.broker.router.fanouts = watched = Watched()
+            router = world.broker.router
+            router.fanouts = router.state.fanouts = watched = Watched()
             await publisher.call("broker.publish", {"endpoint": "lab", "data": 1})
             for peer in listeners:
                 await peer.told("broker.message")

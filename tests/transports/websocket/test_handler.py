@@ -86,6 +86,15 @@ def test_a_wrong_credential_is_one_identical_refusal(tmp_path: Any) -> None:
     run(main)
 
 
+def test_an_error_of_the_http_library_says_what_it_is() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            status, body, _ = await refusal(world, "/ws/%ff")
+            assert (status, body) == (400, {"error": "Bad Request", "status": 400})
+
+    run(main)
+
+
 def test_a_token_revoked_during_the_opening_lets_nobody_in(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An opening may wait two seconds, for a peer that does not read an earlier answer."""
 
