@@ -23,22 +23,18 @@ ENDPOINTS_SHOWN = 200
 
 
 class Lag:
-    """How late the event loop is: the last sample, the longest, all in seconds. Sampled twice a second."""
+    """How late the event loop is: the last sample, the longest, in seconds. Sampled twice a second."""
 
-    __slots__ = ("last_s", "max_s", "samples", "sum_s")
+    __slots__ = ("last_s", "max_s")
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.max_s = 0.0
-        self.sum_s = 0.0
-        self.samples = 0
 
     def add(self, late_s: float) -> None:
         """One sample."""
         self.last_s = late_s
         self.max_s = max(self.max_s, late_s)
-        self.sum_s += late_s
-        self.samples += 1
 
 
 class Sources(msgspec.Struct):
@@ -75,6 +71,12 @@ class Collector:
         for name, count in counters.ended.items():
             ended.add_metric([name], count)
         yield ended
+        overloaded = CounterMetricFamily(
+            "broker_overloaded", "Refusals, by the bound reached.", labels=["bound"]
+        )
+        for bound, count in counters.overloaded.items():
+            overloaded.add_metric([bound], count)
+        yield overloaded
         yield GaugeMetricFamily("broker_requests_pending", "Accepted, not ended.", value=pending.count)
         yield CounterMetricFamily("broker_attempts", "Requests given to workers.", value=counters.attempts)
         yield CounterMetricFamily("broker_retries", "Requests given to another worker.", value=counters.retries)

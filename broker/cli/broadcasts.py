@@ -46,7 +46,9 @@ def broadcast(
 @click.argument("endpoint", required=False)
 @click.option("--topic", help="One topic of the endpoint instead of its own broadcasts.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many.")
-@click.option("--timeout", type=float, help="End with exit code 6 if nothing comes for so many seconds.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), help="End with exit code 6 if nothing comes for so many seconds."
+)
 @broker_options
 def listen(
     endpoint: str | None, topic: str | None, count: int | None, timeout: float | None, url: str | None,

@@ -41,6 +41,8 @@ def add(name: str, url: str, token: str, use: bool) -> None:
     """Keep a broker under NAME, in place of an older one of that name."""
     from broker.peer.connection import split_url
 
+    if "://" not in url:
+        raise Failure(Exit.USAGE, f"--url {url} names no scheme; write https://{url}, or http://{url}")
     try:
         split_url(url)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """The `broker` command: finds the subcommand, imports nothing else, and turns every ending into an exit code."""
 
+import errno
 import importlib
 import os
 import sys
@@ -33,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("broker.cli.config:config", "Write, check and show the configuration."),
 }
 """Where each command lives (module:attribute) and its line of help, so that --help needs no import."""
+
+
+_OUTPUT_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""what the system says of a disk that is full or broken when the output goes there; files of other names are named"""
 
 
 class LazyGroup(click.Group):
@@ -127,6 +132,8 @@ def _explain(error: Exception) -> tuple[Exit, str]:
         return Exit.USAGE, error.format_message()
     if isinstance(error, OSError) and error.filename is not None:
         return Exit.USAGE, f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _OUTPUT_FAILED:
+        return Exit.USAGE, f"the output cannot be written: {error.strerror}"
     if isinstance(error, ConnectionError):
         return Exit.CANNOT_CONNECT, f"the connection failed: {error}"
     kind = type(error).__name__

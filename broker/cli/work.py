@@ -15,6 +15,7 @@ import msgspec
 from broker.cli.connection import exit_code
 from broker.cli.exits import Exit, Failure
 from broker.cli.main import LazyGroup
+from broker.daemon.logs import escape
 from broker.peer.errors import BrokerError
 from broker.worker.worker import CAPACITY, Worker
 
@@ -98,7 +99,7 @@ def run_worker(worker: Worker, *, as_json: bool = False) -> None:
     """Run a worker in the foreground; what it has to say goes to standard error, on wish as lines of JSON."""
     said = logging.getLogger("broker")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(message)s"))
+    handler.setFormatter(_JsonLines() if as_json else _Lines())
     said.addHandler(handler)
     level = said.level
     said.setLevel(logging.INFO)
@@ -109,6 +110,17 @@ def run_worker(worker: Worker, *, as_json: bool = False) -> None:
     finally:
         said.setLevel(level)
         said.removeHandler(handler)
+
+
+class _Lines(logging.Formatter):
+    """The message in one line, then the traceback; what callers sent does nothing to a terminal and forges no line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines."""
+        lines = [record.getMessage()]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).split("\n")
+        return "\n".join(map(escape, lines))
 
 
 class _JsonLines(logging.Formatter):

@@ -147,10 +147,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fanouts_max: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Broadcasts that may be on their way at the same time.")
     ] = 1000
-    grace_max_s: Annotated[
-        float,
-        Meta(ge=0, le=DAY_S, description="Seconds a session may ask to outlive a broken connection; 0: never."),
-    ] = 300
     start_grace_s: Annotated[
         float,
         Meta(ge=0, le=3600, description="Seconds after the start in which an unknown endpoint counts as retryable."),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from broker.core.registry import Endpoint
     from broker.core.sessions import Session
 
+INFO_SHOWN_MAX_BYTES = 1 << 20
+"""of `info` in one `broker.describe`"""
+
 Name = Annotated[str, msgspec.Meta(pattern=f"^(?:{NAME.pattern})\\Z")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
@@ -174,17 +177,21 @@ def view_endpoint(endpoint: Endpoint) -> EndpointView:
 
 
 def view_workers(endpoint: Endpoint, peer_name: PeerNames) -> list[WorkerView]:
-    """The workers of an endpoint, in the order they came."""
-    return [
-        WorkerView(
-            peer=peer_name(worker.session),
-            methods=None if worker.methods is None else sorted(worker.methods),
-            capacity=worker.capacity,
-            executing=worker.load,
-            info=msgspec.Raw(bytes(worker.info.raw) or b"null"),
+    """The workers of an endpoint, in the order they came; `info` only as long as all together are below a bound."""
+    views, room = [], INFO_SHOWN_MAX_BYTES
+    for worker in endpoint.registrations.values():
+        info = bytes(worker.info.raw) or b"null"
+        room -= len(info)
+        views.append(
+            WorkerView(
+                peer=peer_name(worker.session),
+                methods=None if worker.methods is None else sorted(worker.methods),
+                capacity=worker.capacity,
+                executing=worker.load,
+                info=msgspec.Raw(info if room >= 0 else b"null"),
+            )
         )
-        for worker in endpoint.registrations.values()
-    ]
+    return views
 
 
 def view_peers(sessions: Iterable[Session], peer_name: PeerNames, now: float) -> list[PeerView]:

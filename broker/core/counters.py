@@ -2,6 +2,8 @@
 
 from broker.core.errors import KINDS
 
+BOUNDS = ("in_flight", "queue", "endpoints", "names", "topics", "fanouts")
+"""what `overloaded` may name"""
 LATENCY_BUCKETS = 32
 """Bucket k counts requests that took less than 2**k microseconds, and no less than half of that."""
 
@@ -13,12 +15,13 @@ class Counters:
         "accepted", "attached", "attempts", "broadcasts", "broadcasts_refused", "cancels", "copies", "copies_dropped",
         "detached", "ended", "foreign_replies", "late_replies", "latency", "latency_sum_s", "malformed",
         "nameless_replies",
-        "notifications", "notifications_dropped", "retries", "strikes",
+        "notifications", "notifications_dropped", "overloaded", "retries", "strikes",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.accepted = 0
         self.ended = {kind.name: 0 for kind in KINDS}
+        self.overloaded = dict.fromkeys(BOUNDS, 0)
         self.latency = [0] * LATENCY_BUCKETS
         self.latency_sum_s = 0.0
         self.attempts = 0

@@ -40,7 +40,6 @@ class Body(msgspec.Struct, frozen=True, gc=False):
 
 
 EMPTY = Body(b"")
-NULL = Body(b"null")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):

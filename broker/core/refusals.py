@@ -47,6 +47,8 @@ class Refusals:
             bound=bound,
             retry_after_ms=RETRY_AFTER_MS if bound else None,
         )
+        if bound:
+            self.counters.overloaded[bound] += 1
         if event.wire_id is not None:
             self.end(event.session, event.wire_id, outcome, None)
 

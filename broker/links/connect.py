@@ -42,7 +42,7 @@ async def connect(
     """
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError(f"{url.partition('?')[0]!r} is no URL of a WebSocket, such as ws://127.0.0.1:8765/ws")
+        raise ValueError(f"{url.partition('?')[0]!r} is no URL of a WebSocket, such as ws://127.0.0.1:8787/ws")
     if parts.fragment or parts.username is not None:
         raise ValueError("the URL of a WebSocket holds neither a fragment nor a user name")
     tls: ssl.SSLContext | None = None

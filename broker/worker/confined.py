@@ -83,13 +83,16 @@ class Confined:
     `resolve` says where a path leads, links and `..` included, and refuses what is not below. Everything else takes
     what it returned, and goes there by descriptors without following any link: one that was put in place after the
     check leads nowhere. (Hard links cannot be told from the files themselves.)
-    Raises NotADirectoryError if there is no such folder.
+    Raises NotADirectoryError if there is no such folder, ValueError for one of the system's own.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "there is no such folder", str(folder))
         self.root = folder.resolve()
+        if _is_of_system(self.root):
+            own = "/, /proc, /sys and /dev"
+            raise ValueError(f"{self.root}: {own} hold the system's own files; name the folder that holds the data")
 
     def resolve(self, path: str) -> Parts:
         """The names from the folder down to where a path leads. Raises FileRefused if that is not below."""
@@ -112,7 +115,7 @@ class Confined:
     @contextmanager
     def folder(self, parts: Parts) -> Iterator[int]:
         """A descriptor of a folder. Raises OSError if it is none, or a link stands in the way."""
-        descriptor = os.open(self.root, _FOLDER)
+        descriptor = self._open_root()
         try:
             for name in parts:
                 below = os.open(name, _FOLDER, dir_fd=descriptor)
@@ -122,10 +125,17 @@ class Confined:
         finally:
             os.close(descriptor)
 
+    def _open_root(self) -> int:
+        try:
+            return os.open(self.root, _FOLDER)
+        except FileNotFoundError:
+            raise FileRefused("the folder that is served has vanished; make it again, or serve another") from None
+
     def state(self, parts: Parts) -> os.stat_result:
         """What is there. Raises OSError if there is nothing, or the way has become a link."""
         if not parts:
-            return self.root.stat()
+            with self.folder(()) as root:
+                return os.fstat(root)
         with self.folder(parts[:-1]) as folder:
             return os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
 
@@ -164,6 +174,12 @@ class Confined:
                     yield from self._walk(below, here, recursive, look, depth - 1)
                 finally:
                     os.close(below)
+
+
+def _is_of_system(root: Path) -> bool:
+    """Whether a folder holds files that are no files: /proc/self/mem calls itself a regular one."""
+    names = root.parts[1:3]
+    return not names or (names[0] in ("proc", "sys", "dev") and names != ("dev", "shm"))
 
 
 def _names(folder: int, look: Look) -> list[str]:

@@ -50,8 +50,8 @@ class Files:
     """Serves one folder.
 
     `types` are the endings of the files that exist for callers, such as `.dcm` or `.nii.gz` (all if empty; case does
-    not count); `writable` allows `write`, `deletable` allows `delete`. Raises NotADirectoryError if there is no such
-    folder.
+    not count); `writable` allows `write`, `deletable` allows `delete`; a worker serves and describes only what is
+    allowed. Raises NotADirectoryError if there is no such folder, ValueError for `/`, `/proc`, `/sys` and `/dev`.
     """
 
     def __init__(
@@ -62,6 +62,11 @@ class Files:
         self._writable = writable
         self._deletable = deletable
         self._changes = Changes()
+
+    def __dir__(self) -> Iterator[str]:
+        """What there is, without what is not allowed: this is what `Worker.add_object` goes by."""
+        allowed = {"write": self._writable, "delete": self._deletable}
+        return (name for name in super().__dir__() if allowed.get(name, True))
 
     def list(
         self, path: str = ".", pattern: str = "*", recursive: bool = False, limit: int = 1000, after: str | None = None

@@ -30,8 +30,9 @@ log = logging.getLogger("broker.worker")
 
 CAPACITY = 64
 DRAIN_S = 25.0
-THREADS_END_S = 1.0
-"""how long a stopping worker waits for its threads; one that blocks for ever is left, and dies with the process"""
+ENDS_S = 1.0
+"""how long a stopping worker waits for its threads and coroutines; one that never ends is left, and dies with the
+process"""
 _ASKING = Options(timeout=10.0, idempotent=True)
 _LEAVING = Options(timeout=2.0, idempotent=True)
 
@@ -206,14 +207,17 @@ class Worker:
             await self._drain(connection)
         for request in list(self._running):
             self._cancel(request)
-        tasks = [request.task for request in self._running if request.task is not None]
+        tasks = {request.task: request for request in self._running if request.task is not None}
         await connection.close()
         if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+            _, stuck = await asyncio.wait(tasks, timeout=ENDS_S)
+            for task in stuck:
+                request = tasks[task]
+                log.warning("%s/%s is cancelled and does not end; left behind", request.endpoint, request.method)
         if self._pool is not None:
             pool, self._pool = self._pool, None
             pool.stop()
-            ends_at = time.monotonic() + (0.0 if now else THREADS_END_S)
+            ends_at = time.monotonic() + (0.0 if now else ENDS_S)
             while pool.is_alive and time.monotonic() < ends_at:  # noqa: ASYNC110 - threads have no events of asyncio's
                 await asyncio.sleep(0.002)
         self._running.clear()
@@ -491,15 +495,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:
-    """Leave nothing of the loop. Not `asyncio.Runner`: it waits for ever for a coroutine that swallows its cancelling."""
+    """Leave nothing of the loop. Not `asyncio.Runner`: it waits for ever for a task that swallows its cancelling."""
     try:
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()
         if left:
-            _, stuck = loop.run_until_complete(asyncio.wait(left, timeout=THREADS_END_S))
-            for task in stuck:
-                log.warning("%s does not end though it is cancelled; left behind", task.get_name())
+            loop.run_until_complete(asyncio.wait(left, timeout=ENDS_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()

@@ -63,7 +63,7 @@ def test_loop_lag_is_sampled() -> None:
     lag = Lag()
     for late_s in (0.1, 0.5, 0.2):
         lag.add(late_s)
-    assert (lag.last_s, lag.max_s, lag.samples, round(lag.sum_s, 3)) == (0.2, 0.5, 3, 0.8)
+    assert (lag.last_s, lag.max_s) == (0.2, 0.5)
 
 
 def test_a_loop_that_is_held_shows_in_the_metrics() -> None:

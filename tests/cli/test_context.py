@@ -78,9 +78,11 @@ def test_a_token_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["add", "../x", "--url", URL], "is no name for a context"),
         (["add", "local", "--url", URL], "local stands for the broker on this machine"),
-        (["add", "x", "--url", "lab"], "is no URL of a broker"),
+        (["add", "x", "--url", "lab"], "names no scheme"),
+        (["add", "x", "--url", "http://["], "is no URL of a broker"),
+        (["add", "x", "--url", "http://lab:99999"], "is no URL of a broker"),
         (["add", "x", "--url", "ftp://lab"], "is no URL of a broker"),
-        (["add", "x", "--url", "http://user:secret@lab"], "is no URL of a broker"),
+        (["add", "x", "--url", "http://user:secret@lab"], "neither a query nor a user name"),
         (["add", "x", "--url", URL, "--token", "a b"], "--token holds spaces"),
         (["use", "nothing"], "there is no context 'nothing'; there are: lab"),
         (["remove", "nothing"], "there is no context 'nothing'; there are: lab"),

@@ -323,3 +323,38 @@ def test_the_brokers_own_methods_work_while_draining() -> None:
     assert result(world, peer, "broker.ping")["node"] == "n"
     world.ask(peer, 1, "broker.call", b'{"endpoint":"e","method":"m"}')
     assert world.outcome(peer).kind is errors.SHUTTING_DOWN
+
+
+def test_info_has_a_bound() -> None:
+    world = World()
+    outcome = world.command(world.attach(), "broker.serve", endpoint="lab", info="x" * 65_600).outcome
+    assert outcome.kind is errors.INVALID_PARAMS
+    assert outcome.detail == "broker.serve: info of 65602 bytes is above the bound of 65536"
+
+
+def test_describe_shows_info_up_to_a_bound() -> None:
+    world = World()
+    for _ in range(20):
+        world.serve(world.attach(), "lab", info="x" * 60_000)
+    body = world.command(world.attach(), "broker.describe", endpoint="lab").body
+    assert body is not None
+    workers = json.loads(bytes(body.raw))["workers"]
+    assert len(workers) == 20 and 0 < sum(worker["info"] is not None for worker in workers) < 20
+
+
+@pytest.mark.parametrize("method", ["broker.unserve", "broker.unsubscribe", "broker.publish"])
+def test_methods_after_which_nothing_hangs_on_an_endpoint_make_none_known(method: str) -> None:
+    world = World()
+    assert world.command(world.attach(), method, endpoint="never-heard-of").outcome.kind is errors.OK
+    assert "never-heard-of" not in world.router.registry.by_name
+
+
+def test_a_long_listing_is_made_once_in_a_while() -> None:
+    world = World()
+    caller, worker = world.attach(), world.attach()
+    for number in range(200):
+        world.serve(worker, f"lab{number}")
+    first = world.command(caller, "broker.endpoints").body
+    assert world.command(caller, "broker.endpoints").body is first
+    world.sleep(0.021)
+    assert world.command(caller, "broker.endpoints").body is not first
