@@ -71,9 +71,7 @@ class Collector:
         for name, count in counters.ended.items():
             ended.add_metric([name], count)
         yield ended
-        overloaded = CounterMetricFamily(
-            "broker_overloaded", "Refusals, by the bound reached.", labels=["bound"]
-        )
+        overloaded = CounterMetricFamily("broker_overloaded", "Refusals, by the bound reached.", labels=["bound"])
         for bound, count in counters.overloaded.items():
             overloaded.add_metric([bound], count)
         yield overloaded

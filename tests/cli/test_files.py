@@ -50,13 +50,15 @@ def at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["nothing"], "nothing: there is no such folder"),
         (["data/a.dcm"], "data/a.dcm: there is no such folder"),
         (["data", "--types", "a/b"], "--types a/b: give endings"),
+        (["/"], "/: /, /proc, /sys and /dev hold the system's own files; name the folder that holds the data"),
+        (["data", "--endpoint", "a b"], "'a b' is no name of an endpoint"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(
     folder: Path, arguments: list[str], says: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    assert main(["work", "files", *arguments, "--endpoint", "data"]) == 2
+    assert main(["work", "files", "--endpoint", "data", *arguments]) == 2
     err = capfd.readouterr().err
     assert says in err
     assert err.count("\n") == 1

@@ -212,6 +212,17 @@ def test_a_reader_that_goes_away_is_no_traceback(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (Exit.PIPE_CLOSED, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "init", "-"]])
+def test_a_full_disk_under_the_output_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "broker", *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=50,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "broker: the output cannot be written: No space left on device\n")
+
+
 def test_commands_are_imported_when_they_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
     real = importlib.import_module

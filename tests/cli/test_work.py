@@ -83,6 +83,7 @@ def test_what_cannot_be_served_is_said_in_one_line(
         (["python", "served", "--endpoint", "a/b"], 2, "no name of an endpoint"),
         (["exec", "--endpoint", "x"], 2, "Missing argument"),
         (["python", "served", "--endpoint", "x", "--no-wait"], 3, "no broker at http://127.0.0.1:1"),
+        (["python", "served", "--endpoint", "x", "--url", "http://["], 2, "'http://[' is no URL of a broker"),
         (["python", "served", "--endpoint", "x", "--capacity", "0"], 2, "capacity"),
     ],
 )

@@ -305,6 +305,28 @@ def test_nothing_hangs_beyond_its_deadline_when_the_broker_is_gone() -> None:
     run(main)
 
 
+def test_connecting_counts_against_the_deadline() -> None:
+    async def main() -> None:
+        silent: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(lambda _, writer: silent.append(writer), "127.0.0.1", 0)
+        client = AsyncClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", SECRET, timeout=0.25)
+        loop = asyncio.get_running_loop()
+        for ask in (
+            client.connect(), client.call("data/echo", timeout=0.2), client.submit("data/echo", timeout=0.2),
+            client.notify("data/echo"), client.subscribe("data"), client.endpoints(), anext(client.map("data/x", [1])),
+        ):  # fmt: skip
+            began = loop.time()
+            with pytest.raises(errors.CannotConnect, match=r"no answer within 0\.2"):
+                await ask
+            assert loop.time() - began < 5  # without a deadline it is 10
+        await client.close()
+        server.close()
+        for writer in silent:
+            writer.close()
+
+    run(main)
+
+
 def test_without_reconnect_the_first_loss_is_the_end() -> None:
     async def main() -> None:
         async with broker_running() as broker:

@@ -124,6 +124,30 @@ def test_inside_a_running_event_loop_as_in_a_notebook(running: Running) -> None:
     assert asyncio.run(cell()) == [1, 2]
 
 
+def test_waiting_in_its_own_thread_is_refused_instead_of_hanging(running: Running) -> None:
+    with Client(running[0].url, SECRET) as client:
+        said: list[str] = []
+        asked: list[Any] = []
+
+        def done(future: Any) -> None:
+            asked.append(client.submit("data/echo", [2]))
+            for wait in (lambda: client.call("data/echo"), client.ping, lambda: next(client.map("data/echo", [[1]])),
+                         client.close):  # fmt: skip
+                try:
+                    wait()
+                except RuntimeError as error:
+                    said.append(str(error))
+            assert future.result() == [1]
+
+        client.submit("data/hang").cancel()
+        future = client.submit("data/echo", [1])
+        future.add_done_callback(done)
+        assert future.result(20) == [1]
+        wait_until(lambda: len(said) == 4, "every wait was refused")
+        assert all("cannot wait in its own thread" in text for text in said)
+        assert asked[0].result(20) == [2]
+
+
 def test_many_threads_use_one_client(running: Running) -> None:
     with Client(running[0].url, SECRET) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda x: client.call("data/echo", [x]), range(400)))

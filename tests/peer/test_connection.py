@@ -12,7 +12,7 @@ import pytest
 from benchmarks.echo import self_signed
 from broker.links.loop import LoopLinks
 from broker.peer.connection import Connection, websocket_url
-from broker.peer.errors import BrokerError, CannotConnect, ConnectionLost, DeadlineExceeded, Refused
+from broker.peer.errors import BrokerError, CannotConnect, ConnectionLost, DeadlineExceeded, InvalidRequest, Refused
 from broker.peer.session import Asked, Heard, Options
 from tests.links.harness import Recorder, serving
 from tests.peer.harness import SECRET, broker_running, run, until
@@ -55,10 +55,27 @@ def test_the_websocket_of_a_url(url: str, expected: str) -> None:
     assert websocket_url(url) == expected
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://x/?token=1", "http://name:secret@x/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "ftp://x", "http://", "http://x/?token=secret", "http://name:secret@x/", "http://[", "http://[::1",
+        "http://x:99999", "http://x:0", "http://x:port", "ftp://name:secret@x", "http://[?token=secret",
+    ],
+)  # fmt: skip
 def test_a_url_that_is_none(url: str) -> None:
-    with pytest.raises(ValueError, match="URL of a broker"):
+    with pytest.raises(ValueError, match="URL of a broker") as caught:
         websocket_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_token_that_no_header_may_hold_is_named() -> None:
+    async def main() -> None:
+        connection = Connection(lambda: ("http://127.0.0.1:1", "from a file\r"), Owner())
+        with pytest.raises(InvalidRequest, match="the token holds line breaks"):
+            await connection.open()
+        await connection.close()
+
+    run(main)
 
 
 def test_a_new_token_is_taken_when_the_broker_has_a_new_one() -> None:

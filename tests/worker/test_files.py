@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -457,8 +458,9 @@ def test_a_vanished_folder_is_told(folder: Path) -> None:
     for operation in everything(files):
         with pytest.raises(FileRefused, match=r"there is no|vanished"):
             operation("a.txt")
-    with pytest.raises(FileRefused, match=r"there is no '.' here"):
-        files.list()
+    for gone in (files.list, files.newest, lambda: files.stat("."), lambda: files.write("new", b"")):
+        with pytest.raises(FileRefused, match=r"the folder that is served has vanished; make it again"):
+            gone()
 
 
 def test_huge_folders_are_bounded_and_left_when_nobody_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +502,28 @@ def test_no_descriptor_is_left(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("system", ["/", "/dev", "/dev/fd/..", "/proc", "/proc/self", "/sys", "/sys/kernel"])
+def test_the_systems_own_folders_are_not_served(system: str) -> None:
+    if not Path(system).is_dir() or (system == "/dev/fd/.." and sys.platform != "linux"):
+        pytest.skip("there is no such folder")
+    with pytest.raises(ValueError, match="the system's own files; name the folder that holds the data"):
+        Files(Path(system))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no such folder")
+def test_memory_may_hold_data() -> None:
+    Files(Path("/dev/shm"))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "more"),
+    [({}, set()), ({"writable": True}, {"write"}), ({"deletable": True}, {"delete"})],
+)
+def test_only_what_is_allowed_is_served_and_described(folder: Path, allowed: dict[str, bool], more: set[str]) -> None:
+    worker = Worker("data", "http://127.0.0.1:1", SECRET).add_object(Files(folder, **allowed))
+    assert set(worker.methods) == {"list", "stat", "read", "newest", "watch"} | more
 
 
 def test_nothing_is_written_unless_allowed(folder: Path) -> None:
@@ -830,7 +854,7 @@ def test_behind_a_broker(folder: Path) -> None:
                     await client.call("data/read", {})
                 (described,) = (await client.describe("data"))["workers"]
                 methods = described["info"]["methods"]
-                assert set(methods) == {"list", "stat", "read", "newest", "watch", "write", "delete"}
+                assert set(methods) == {"list", "stat", "read", "newest", "watch"}
                 assert all(method["doc"] and method["signature"] for method in methods.values())
 
     run(main)

@@ -17,7 +17,7 @@ from broker.client.async_client import AsyncClient
 from broker.peer import errors
 from broker.worker import Fault, NoRequest, current
 from broker.worker.worker import Worker
-from tests.peer.harness import CALLER, SECRET, broker_running, run, until
+from tests.peer.harness import CALLER, SECRET, broker_running, our_threads, run, until
 
 
 def test_plain_and_async_functions_by_position_and_by_name() -> None:
@@ -371,6 +371,36 @@ def test_notifications_and_publishing_from_a_thread() -> None:
     run(main)
 
 
+def test_publishing_before_the_start_and_after_the_end_is_lost() -> None:
+    async def main() -> None:
+        async with broker_running() as broker:
+            worker = Worker("data", broker.url, SECRET)
+            worker.add(lambda: None, "nothing")
+            worker.publish("too early")
+            await worker.start()
+            await worker.stop()
+            worker.publish("too late")
+
+    run(main)
+
+
+def test_draining_does_not_wait_for_what_nobody_waits_for() -> None:
+    async def main() -> None:
+        hanging = threading.Event()
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET) as client:
+            worker = Worker("data", broker.url, SECRET, drain=50)
+            worker.add(hanging.wait, "hang")
+            await worker.start()
+            with pytest.raises(errors.DeadlineExceeded):
+                await client.call("data/hang", timeout=0.1)
+            async with asyncio.timeout(20):
+                await worker.stop()
+            hanging.set()
+            await until(lambda: not our_threads(), "the thread has ended")
+
+    run(main)
+
+
 def test_a_fallback_answers_every_method() -> None:
     async def main() -> None:
         async with broker_running() as broker, AsyncClient(broker.url, SECRET) as client:
@@ -399,10 +429,19 @@ def test_mistakes_in_the_program_are_told_at_once() -> None:
 
 
 PROGRAM = """
-import sys, time, logging
+import asyncio, sys, time, logging
 from broker import Worker
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 worker = Worker("data", sys.argv[1], sys.argv[2])
+@worker.method
+async def stubborn():
+    print("begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
 @worker.method
 def slow(s):
     print("begun", flush=True)
@@ -450,6 +489,26 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             with pytest.raises(errors.WorkerLost):
                 await call
             assert await process.wait() == 0
+
+    run(main)
+
+
+def test_a_coroutine_that_swallows_its_cancelling_does_not_keep_the_process() -> None:
+    async def main() -> None:
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET) as client:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", PROGRAM, broker.url, SECRET, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            call = asyncio.create_task(client.call("data/stubborn", wait=True))
+            assert process.stdout is not None
+            while b"begun" not in await process.stdout.readline():
+                pass
+            call.cancel()
+            process.send_signal(signal.SIGTERM)
+            out, _ = await asyncio.wait_for(process.communicate(), 20)
+            assert process.returncode == 0
+            assert b"data/stubborn is cancelled and does not end; left behind" in out
+            assert out.endswith(b"clean\n")
 
     run(main)
 
