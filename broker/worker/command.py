@@ -60,7 +60,8 @@ class Command:
     async def _start(self, method: str) -> asyncio.subprocess.Process:
         request = current()
         environment = {**os.environ, "BROKER_ENDPOINT": request.endpoint, "BROKER_METHOD": method}
-        environment.pop("BROKER_TOKEN", None)  # it has no business with the worker's credential
+        for secret in ("BROKER_TOKEN", "BROKER_AUTH__ADMIN_TOKEN"):  # it has no business with credentials
+            environment.pop(secret, None)
         if request.left_s is not None:
             environment["BROKER_TIMEOUT"] = f"{request.left_s:.3f}"
         pipe = asyncio.subprocess.PIPE
@@ -90,7 +91,7 @@ async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
     try:
         stdin.write(data)
         await stdin.drain()
-    except ConnectionError:
+    except (ConnectionError, RuntimeError):  # the latter is uvloop's for a pipe that was closed before the first byte
         pass  # it does not want to know
     finally:
         stdin.close()

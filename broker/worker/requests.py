@@ -20,10 +20,12 @@ class NoRequest(LookupError):
 class Request:
     """One request while a worker's function answers it. Usable from any thread."""
 
-    __slots__ = ("_event", "asked", "cancelled", "deadline", "task")
+    __slots__ = ("_event", "asked", "begun", "cancelled", "deadline", "task")
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
+        self.begun = False
+        """whether a thread has taken it"""
         self.cancelled = False
         """whether nobody waits for the answer any more; a function that blocks should look now and then, and return"""
         self.deadline: float | None = None if asked.timeout is None else time.monotonic() + asked.timeout

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Self, TypeVar, overload
 
+import msgspec
+
 from broker._version import VERSION
 from broker.auth.targets import find_target
 from broker.core.access import is_name
@@ -97,6 +99,7 @@ class Worker:
         self._pool: Pool | None = None
         self._answers: deque[tuple[Request, Answer]] = deque()
         self._woken = False
+        self._is_stuck = False
         self._stopping = False
         self._thread = 0
 
@@ -354,6 +357,19 @@ class Worker:
         request.cancel()
         if request.task is not None:  # a task that was never begun does not settle by itself
             request.task.add_done_callback(lambda _: self._settle(request))
+        elif request.begun:
+            self._tell_stuck()
+        else:  # it waits for a thread, perhaps for ever; what it carries need not
+            request.asked = msgspec.structs.replace(request.asked, params=msgspec.Raw(), attachments=())
+            self._settle(request)
+
+    def _tell_stuck(self) -> None:
+        """Say it, once, when every thread works for nobody: functions that do not look at `current().cancelled`."""
+        stuck = [request for request in self._running if request.begun and request.cancelled]
+        if len(stuck) >= self.capacity and not self._is_stuck:
+            self._is_stuck = True
+            text = "all %d threads are busy with requests that nobody waits for any more, the first with %s/%s; "
+            log.warning(text + "others wait until one returns", len(stuck), stuck[0].endpoint, stuck[0].method)
 
     def heard(self, broadcast: Heard) -> None:
         """A worker listens to nothing."""
@@ -397,12 +413,14 @@ class Worker:
 
     def _answer_in_thread(self, request: Request, method: Method) -> None:
         answer: Answer
+        request.begun = True
+        asked = request.asked  # before the look at `cancelled`: what is cancelled loses its parameters
         if request.cancelled:
             answer = Failure(0, "")  # nobody waits: it is not begun
         else:
             enter(request)
             try:
-                answer = encode(_call(method, request.asked))
+                answer = encode(_call(method, asked))
             except _Unfit as unfit:
                 answer = unfit.failure
             except BaseException as error:  # the worker outlives whatever a function does, sys.exit too
@@ -416,7 +434,7 @@ class Worker:
                 pass  # the loop is closed: the worker has gone
 
     def _collect(self) -> None:
-        self._woken = False
+        self._woken = self._is_stuck = False
         answers = self._answers
         while answers:
             request, answer = answers.popleft()

@@ -68,7 +68,7 @@ def test_the_story(environment: dict[str, str], elsewhere: Path) -> None:
     assert (done.returncode, err) == (0, "")
     for line in (
         r"it serves on http://127\.0\.0\.1:\d+",
-        r"it is there \(process \d+\), with delete, list, newest, read, stat, watch, write",
+        r"it is there \(process \d+\), with list, newest, read, stat, watch",
         r"\d+ bytes  measurements\.csv",
         r"phantom\.png: \d+ bytes in [\d.]+ ms, byte for byte the file on disk",
         r"a listener heard, as number 1: the magnet is cold",

@@ -223,6 +223,12 @@ def test_a_full_disk_under_the_output_is_one_line(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (2, "broker: the output cannot be written: No space left on device\n")
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("--version", 0), ("config check", 0), ("nonsense", 2)])
+def test_closed_outputs_are_no_defect(arguments: str, code: int) -> None:
+    command = f'exec "{sys.executable}" -X dev -m broker {arguments} >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=50).returncode == code
+
+
 def test_commands_are_imported_when_they_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
     real = importlib.import_module

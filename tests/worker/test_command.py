@@ -40,6 +40,7 @@ def test_json_in_json_out() -> None:
 
 def test_what_it_finds_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_TOKEN", "a secret")
+    monkeypatch.setenv("BROKER_AUTH__ADMIN_TOKEN", "another")
 
     async def test(client: AsyncClient) -> None:
         endpoint, method, timeout, token = await client.call("sh/read", timeout=7)
@@ -47,7 +48,11 @@ def test_what_it_finds_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> No
         assert 0 < float(timeout) <= 7
 
     with_command(
-        """echo "[\\"$BROKER_ENDPOINT\\",\\"$BROKER_METHOD\\",\\"$BROKER_TIMEOUT\\",\\"$BROKER_TOKEN\\"]" """, test
+        """
+        SECRETS="$BROKER_TOKEN$BROKER_AUTH__ADMIN_TOKEN"
+        echo "[\\"$BROKER_ENDPOINT\\",\\"$BROKER_METHOD\\",\\"$BROKER_TIMEOUT\\",\\"$SECRETS\\"]"
+        """,
+        test,
     )
 
 
@@ -81,6 +86,20 @@ def test_one_that_does_not_read_is_no_trouble() -> None:
         assert await client.call("sh/any", ["x" * 3_000_000]) == 1
 
     with_command("echo 1", test)
+
+
+def test_one_that_closes_its_input_is_no_trouble_on_the_loop_of_the_command_line() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET, timeout=20) as client:
+            worker = Worker("sh", broker.url, SECRET, drain=0.1)
+            worker.add_fallback(Command(("sh", "-c", "exec <&-; echo 5")))
+            async with worker:
+                assert [five async for five in client.map("sh/any", [{"a": 1}] * 20)] == [5] * 20
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def test_it_is_killed_with_its_children_when_nobody_waits(tmp_path: Path) -> None:
