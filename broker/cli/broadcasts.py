@@ -33,7 +33,7 @@ def broadcast(
         endpoint, data = None, endpoint
     elif endpoint is None and to is None:
         raise Failure(Exit.USAGE, "to whom? Give an ENDPOINT, --to PEER or --all (see 'broker broadcast --help')")
-    value, _ = read_json(data)
+    value = read_json(data)
     told = run(lambda client: client.publish(endpoint, value, topic=topic, to=to), url, token, as_json)
     if as_json:
         print_json(told)

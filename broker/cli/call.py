@@ -34,8 +34,7 @@ def call(
     idempotent: bool, url: str | None, token: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Ask ENDPOINT/METHOD with the parameters JSON (- reads them from standard input) and print the reply."""
-    given, _ = read_json(params)
-    arguments = _attach(given, attach)
+    arguments = _attach(read_json(params), attach)
     if timeout <= 0:
         raise Failure(Exit.USAGE, f"--timeout {timeout:g} is not a positive number of seconds")
 

@@ -82,17 +82,13 @@ def error_view(error: BrokerError) -> dict[str, Any]:
     return view
 
 
-def read_json(text: str | None) -> tuple[Any, bool]:
-    """A JSON argument, `-` for standard input; and whether there was any. Raises Failure for what is none."""
+def read_json(text: str | None) -> Any:
+    """A JSON argument, `-` for standard input; None for none. Raises Failure for what is no JSON."""
     if text is None:
-        return None, False
-    if text == "-":
-        text = sys.stdin.read()
-        where = "standard input"
-    else:
-        where = f"{text!r:.60}"
+        return None
+    where = "standard input" if text == "-" else f"{text!r:.60}"
     try:
-        return msgspec.json.decode(text.encode()), True
+        return msgspec.json.decode(sys.stdin.buffer.read() if text == "-" else text.encode())
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise Failure(Exit.USAGE, f"{where} is no JSON: {error}") from None
 

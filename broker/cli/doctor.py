@@ -258,7 +258,8 @@ async def _ask(target: Target) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _endpoints(found: list[dict[str, Any]]) -> Check:
     if not found:
-        return Check("endpoints", "warn", "none is known to this token", "Start a worker, such as `broker work files`.")
+        advice = "Start a worker, such as `broker work files . --endpoint data`."
+        return Check("endpoints", "warn", "none is known to this token", advice)
     text = ", ".join(f"{one['endpoint']} ({one['workers']} workers)" for one in found[:10])
     text += f" and {len(found) - 10} more" if len(found) > 10 else ""
     if not any(one["workers"] for one in found):

@@ -17,7 +17,6 @@ from broker.worker.files import Files
 @click.option("--types", default="", metavar="LIST", help="Serve only files that end so, such as .dcm,.nii.gz.")
 @click.option("--allow-write", is_flag=True, help="Let callers write files.")
 @click.option("--allow-delete", is_flag=True, help="Let callers delete files.")
-@click.option("--json", "as_json", is_flag=True, help="Say what happens in lines of JSON.")
 def files(
     folder: Path, endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None, token: str | None,
     types: str, allow_write: bool, allow_delete: bool, as_json: bool,

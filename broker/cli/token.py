@@ -51,6 +51,7 @@ def token() -> None:
 @click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=_ROLES)
 @click.option("--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]")
 @click.option("--expires", callback=_seconds, metavar="LENGTH", help="Such as 12h or 30d.  [default: never]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what `list` tells, and the token.")
 @_file_options
 def create(
     *,
@@ -58,6 +59,7 @@ def create(
     roles: tuple[str, ...],
     endpoints: tuple[str, ...],
     expires: float | None,
+    as_json: bool,
     tokens_file: Path | None,
     config_file: str | None,
 ) -> None:
@@ -70,6 +72,11 @@ def create(
         record, secret = store.create(name, roles, endpoints, expires)
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(_row(record, time.time()) | {"token": secret}))
+        return
     until = "never expires" if record.expires is None else f"expires {_moment(record.expires)}"
     roles_text, endpoints_text = ", ".join(record.roles), ", ".join(record.endpoints)
     click.echo(f"token {record.id} for {record.name}: {roles_text} at {endpoints_text}; {until}", err=True)

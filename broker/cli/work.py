@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from broker.cli.connection import exit_code
 from broker.cli.exits import Exit, Failure
 from broker.cli.main import LazyGroup
-from broker.daemon.logs import escape
+from broker.daemon.logs import LineFormatter, escape
 from broker.peer.errors import BrokerError
 from broker.worker.worker import CAPACITY, Worker
 
@@ -35,7 +34,7 @@ def work() -> None:
 
 
 def worker_options(command: Command) -> Command:
-    """Adds --endpoint, --name, --capacity, --no-wait, --url and --token."""
+    """Adds --endpoint, --name, --capacity, --no-wait, --url, --token and --json."""
     options = (
         click.option("--endpoint", required=True, help="The endpoint to serve."),
         click.option("--name", default="", help="What `broker describe` shows.  [default: HOST:PID]"),
@@ -46,6 +45,7 @@ def worker_options(command: Command) -> Command:
         click.option("--no-wait", is_flag=True, help="Fail if there is no broker now, instead of trying on."),
         click.option("--url", help="The broker.  [default: BROKER_URL, else the one running on this machine]"),
         click.option("--token", help="Token to get in with.  [default: BROKER_TOKEN, else the local broker's]"),
+        click.option("--json", "as_json", is_flag=True, help="Say what happens in lines of JSON."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -56,8 +56,9 @@ def worker_options(command: Command) -> Command:
 @click.argument("target", metavar="MODULE:OBJECT")
 @worker_options
 def python(
-    target: str, endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None, token: str | None
-) -> None:
+    target: str, endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None, token: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Serve OBJECT of MODULE (found as `python -m` finds it, this folder included).
 
     A function is served by its name; an object by its public methods; a class is made an object first; without
@@ -65,7 +66,7 @@ def python(
     """
     worker = new_worker(endpoint, url, token, name, capacity, no_wait)
     _fill(worker, _load(target), target)
-    run_worker(worker)
+    run_worker(worker, as_json=as_json)
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
@@ -73,7 +74,7 @@ def python(
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(
     command: tuple[str, ...], endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None,
-    token: str | None,
+    token: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer every method by running COMMAND: JSON on its standard input, the result as JSON on its standard output.
 
@@ -84,7 +85,7 @@ def execute(
 
     worker = new_worker(endpoint, url, token, name, capacity, no_wait)
     worker.add_fallback(Command(command))
-    run_worker(worker)
+    run_worker(worker, as_json=as_json)
 
 
 def new_worker(endpoint: str, url: str | None, token: str | None, name: str, capacity: int, no_wait: bool) -> Worker:
@@ -95,11 +96,11 @@ def new_worker(endpoint: str, url: str | None, token: str | None, name: str, cap
         raise Failure(Exit.USAGE, str(error)) from None
 
 
-def run_worker(worker: Worker, *, as_json: bool = False) -> None:
+def run_worker(worker: Worker, *, as_json: bool) -> None:
     """Run a worker in the foreground; what it has to say goes to standard error, on wish as lines of JSON."""
     said = logging.getLogger("broker")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else _Lines())
+    handler.setFormatter(LineFormatter(json_lines=True) if as_json else _Lines())
     said.addHandler(handler)
     level = said.level
     said.setLevel(logging.INFO)
@@ -113,25 +114,16 @@ def run_worker(worker: Worker, *, as_json: bool = False) -> None:
 
 
 class _Lines(logging.Formatter):
-    """The message in one line, then the traceback; what callers sent does nothing to a terminal and forges no line."""
+    """The message in one line, then the traceback, indented: what callers sent neither forges lines nor does anything
+    to a terminal.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The lines."""
         lines = [record.getMessage()]
         if record.exc_info:
-            lines += self.formatException(record.exc_info).split("\n")
+            lines += [f"  {line}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(map(escape, lines))
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object per line: `time` in Unix seconds, `level`, `message`, and the traceback as `error`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
 
 
 def _load(target: str) -> Any:

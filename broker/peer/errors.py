@@ -63,7 +63,9 @@ class BrokerError(Exception):
         if self.attempts > 1:
             facts.append(f"{self.attempts} attempts")
         if self.elapsed_s:
-            facts.append(f"after {self.elapsed_s:.3g} s")
+            facts.append(
+                f"after {self.elapsed_s:.3g} s" if self.elapsed_s >= 1 else f"after {self.elapsed_s * 1e3:.3g} ms"
+            )
         if facts:
             text += f" ({', '.join(facts)})"
         return f"{text}. {self.advice}" if self.advice else text

@@ -69,7 +69,7 @@ def run(running: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setenv("BROKER_TOKEN", SECRET)
 
     def run(*arguments: str, stdin: str = "") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode("utf-8", "surrogateescape"))))
         code = main(list(arguments))
         return Result(code, *capfd.readouterr())
 
@@ -79,6 +79,9 @@ def run(running: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 def test_call_prints_the_reply_as_json(run: Run) -> None:
     assert run("call", "data/echo", '{"a": [1, "ä"]}') == (0, '{"a":[1,"ä"]}\n', "")
     assert run("call", "data/echo", "-", stdin="[1,\n2]") == (0, "[1,2]\n", "")
+    code, _, said = run("call", "data/echo", "-", stdin="\udcff")
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith("broker: standard input is no JSON: ")
     assert run("call", "data/echo") == (0, "[]\n", "")
     assert json.loads(run("call", "broker.ping").out)["node"]
 

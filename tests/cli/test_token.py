@@ -56,6 +56,14 @@ def test_create_prints_the_secret_alone_on_standard_output(run: Run, tmp_path: P
     assert f"token {record.id} for camera: worker, listener at data*; expires " in result.stderr
 
 
+def test_create_for_programs(run: Run, tmp_path: Path) -> None:
+    result = run("create", "camera", "--endpoint", "data", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    told = json.loads(result.stdout)
+    assert (told["name"], told["roles"], told["endpoints"], told["state"]) == ("camera", ["caller"], ["data"], "valid")
+    assert default_store(tmp_path).lookup(digest_of(told["token"])) is not None
+
+
 def test_create_without_arguments_makes_a_caller_for_every_endpoint(run: Run, tmp_path: Path) -> None:
     result = run("create")
     assert result.exit_code == 0

@@ -1,6 +1,7 @@
 """`broker work`: what it serves, what it says when that is not possible, and how it ends."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -166,6 +167,36 @@ def test_the_broker_is_told_of_a_worker_that_fails_and_goes_on(folder: Path) -> 
             assert await client.call("data/double", [1]) == 2
             _, _, err = await ended(process)
             assert b"data/double failed: unsupported operand" in err
+
+    run(main)
+
+
+def test_what_callers_send_neither_forges_lines_nor_reaches_the_terminal(folder: Path) -> None:
+    async def main() -> None:
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET) as client:
+            (folder / "served.py").write_text("def say(text): raise ValueError(text)")
+            process = await work(broker.url, folder, "python", "served", "--endpoint", "data")
+            with pytest.raises(errors.RemoteError):
+                await client.call("data/say", ["x\nserving gold\x1b[2J"], wait=True)
+            _, _, said = await ended(process)
+            assert b"data/say failed: x\\nserving gold\\x1b[2J\n" in said
+            assert b"  ValueError: x\n  serving gold" in said, (
+                "a traceback keeps its lines, none of which begins a line"
+            )
+            assert b"\x1b" not in said
+
+    run(main)
+
+
+def test_what_it_says_as_lines_of_json(folder: Path) -> None:
+    async def main() -> None:
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET) as client:
+            process = await work(broker.url, folder, "exec", "--endpoint", "sh", "--json", "false")
+            with pytest.raises(errors.RemoteError):
+                await client.call("sh/any", wait=True)
+            _, _, said = await ended(process)
+            lines = [json.loads(line) for line in said.splitlines()]
+            assert ("warning", "sh/any failed: false exited with 1") in [(x["level"], x["message"]) for x in lines]
 
     run(main)
 

@@ -228,7 +228,7 @@ export async function what_a_worker_throws_is_a_remote_error() {
     data: { type: "TypeError", message: "no light" }, retryable: false, dispatched: true, attempts: 1,
   });
   assert.ok(error.worker && error.elapsedS > 0);
-  const facts = `(worker ${error.worker}, after ${Number(error.elapsedS.toPrecision(3))} s)`;
+  const facts = `(worker ${error.worker}, after ${Number((error.elapsedS * 1e3).toPrecision(3))} ms)`;
   assert.equal(error.message, `lab/throws: worker_error: TypeError: no light ${facts}. The worker's log says more.`);
   await fails(caller.call("lab/rejects"), broker.RemoteError, { detail: "just text" });
   await fails(caller.call("lab/faults"), broker.RemoteError, { code: 17, data: { celsius: 40 }, retryable: true });

@@ -43,6 +43,7 @@ ONLY_PYTHON = {
     "ServedRequest.cancel": "for the worker itself",
     "ServedRequest.asked": "for the worker itself",
     "ServedRequest.task": "for the worker itself",
+    "ServedRequest.begun": "for the worker itself",
     "Fault(message)": "its first argument",
 }
 ONLY_JAVASCRIPT = {

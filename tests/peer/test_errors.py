@@ -43,7 +43,7 @@ def test_other_codes_are_the_workers_own(code: int) -> None:
     error = reply(code, {"type": "ValueError", "outcome": "deadline"}, worker="n-1")
     assert isinstance(error, RemoteError)
     assert (error.type, error.code, error.worker) == ("ValueError", code, "n-1")
-    assert str(error).startswith("data/read: worker_error: ValueError: text (worker n-1, after 0.25 s)")
+    assert str(error).startswith("data/read: worker_error: ValueError: text (worker n-1, after 250 ms)")
 
 
 @pytest.mark.parametrize("code", [-32601, -32602, -32600])

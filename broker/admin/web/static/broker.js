@@ -63,7 +63,8 @@ function sentence(error) {
   const facts = [];
   if (worker) facts.push(`worker ${worker}`);
   if (attempts > 1) facts.push(`${attempts} attempts`);
-  if (elapsedS) facts.push(`after ${Number(elapsedS.toPrecision(3))} s`);
+  const [time, unit] = elapsedS >= 1 ? [elapsedS, "s"] : [elapsedS * 1e3, "ms"];
+  if (elapsedS) facts.push(`after ${Number(time.toPrecision(3))} ${unit}`);
   return `${text}${facts.length ? ` (${facts.join(", ")})` : ""}${advice ? `. ${advice}` : ""}`;
 }
 
