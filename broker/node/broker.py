@@ -53,6 +53,7 @@ FIXED_LIMITS = (
     "header_timeout_s", "body_timeout_s", "unauthenticated_max_bytes",
 )  # fmt: skip
 """limits that parts are made with once, so that a reload cannot change them"""
+STREAM_BUFFER_MIN_BYTES = 1 << 20
 CLOSING_BATCH = 200
 """links closed at once at the end of a drain; the next batch follows after a random moment"""
 
@@ -144,9 +145,14 @@ class Broker:
             body_timeout=limits.body_timeout_s,
             max_header_size=limits.unauthenticated_max_bytes,
             max_body_size=limits.unauthenticated_max_bytes,  # no route takes more; one that does raises it itself
-            max_buffer_size=limits.message_max_bytes + limits.unauthenticated_max_bytes,
         )
-        self._acceptor = Acceptor(self._server, limits=accept_limits(self.config), ssl_context=context)
+        self._acceptor = Acceptor(
+            self._server,
+            limits=accept_limits(self.config),
+            ssl_context=context,
+            # A body that is too large must fit as far as it takes to refuse it in words.
+            max_buffer_size=max(STREAM_BUFFER_MIN_BYTES, limits.message_max_bytes + limits.unauthenticated_max_bytes),
+        )
         self.gate.acceptor = self._acceptor
         self._acceptor.add_sockets(sockets)
         return self.url
