@@ -121,6 +121,7 @@ class Bare:
 async def compare(url: str, worker: int, arguments: argparse.Namespace) -> list[dict[str, float]]:
     rows = []
     async with AsyncClient(url, TOKEN) as client, Bare(url) as bare:
+        await client.call("bench/plain", {"number": 0}, wait=True, timeout=30)  # the worker is there
         for width in IN_FLIGHT:
             calls, repeat = arguments.calls, arguments.repeat
             ours, plain = await measured(
@@ -173,7 +174,6 @@ def main() -> int:
             environment |= {"BROKER_URL": url, "BROKER_TOKEN": TOKEN}
             worker = subprocess.Popen([sys.executable, "-c", WORKER], env=environment, stderr=subprocess.DEVNULL)
             try:
-                time.sleep(1.0)
                 rows = asyncio.run(compare(url, worker.pid, arguments))
                 flat = asyncio.run(memory(url, worker.pid, arguments.memory)) if arguments.memory else {}
             finally:

@@ -15,11 +15,8 @@ from broker.cli.connection import broker_options, clean_line, print_json, print_
 def endpoints(url: str | None, token: str | None, as_json: bool) -> None:
     """List the endpoints and how busy they are."""
     found = run(lambda client: client.endpoints(), url, token, as_json)
-    if as_json:
-        print_json(found)
-        return
     columns = ["endpoint", "workers", "free", "executing", "queued", "listeners"]
-    _print_rows(found, columns, "no endpoint is known; start a worker")
+    _print_rows(found, columns, "no endpoint is known; start a worker", as_json)
 
 
 @click.command()
@@ -27,11 +24,8 @@ def endpoints(url: str | None, token: str | None, as_json: bool) -> None:
 def peers(url: str | None, token: str | None, as_json: bool) -> None:
     """List who is connected (for administrators)."""
     found = run(lambda client: client.call("broker.admin.peers"), url, token, as_json)
-    if as_json:
-        print_json(found)
-        return
     columns = ["peer", "principal", "role", "endpoint", "serves", "remote", "requests", "executing", "connected_s"]
-    _print_rows(found, columns, "nobody is connected")
+    _print_rows(found, columns, "nobody is connected", as_json)
 
 
 @click.command()
@@ -39,11 +33,8 @@ def peers(url: str | None, token: str | None, as_json: bool) -> None:
 def pending(url: str | None, token: str | None, as_json: bool) -> None:
     """List the requests that have not ended (for administrators)."""
     found = run(lambda client: client.call("broker.admin.pending"), url, token, as_json)
-    if as_json:
-        print_json(found)
-        return
     columns = ["request", "endpoint", "method", "state", "peer", "worker", "attempts", "age_s", "left_s"]
-    _print_rows(found, columns, "nothing is pending")
+    _print_rows(found, columns, "nothing is pending", as_json)
 
 
 @click.command()
@@ -99,7 +90,10 @@ def _print_worker(worker: dict[str, Any]) -> None:
         click.echo(f"    {method}{signature}{f'  {clean_line(first)}' if first else ''}")
 
 
-def _print_rows(found: list[dict[str, Any]], columns: list[str], none: str) -> None:
+def _print_rows(found: list[dict[str, Any]], columns: list[str], none: str, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
     if not found:
         click.echo(none, err=True)
         return

@@ -32,6 +32,8 @@ LISTS_KEPT = 16
 INFO_MAX_BYTES = 65_536
 """of the `info` of one registration → invalid"""
 
+_ANY_ROLE: int = (Role.CALLER | Role.WORKER | Role.LISTENER).value  # asked once per row of a listing
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -290,7 +292,7 @@ def _speaks(session: Session) -> None:
 
 
 def _sees(session: Session, name: str) -> bool:
-    return session.may(Role.CALLER | Role.WORKER | Role.LISTENER, name)
+    return session.may(_ANY_ROLE, name)
 
 
 def _overloaded(bound: str, detail: str) -> Refusal:

@@ -34,7 +34,7 @@ class AttemptState(enum.Enum):
     DONE = "done"
 
 
-# The members, fetched once: an attribute of an Enum class costs 30 ns each time it is looked up.
+# The members, fetched once: an attribute of an Enum class costs 70 ns each time it is looked up.
 QUEUED, ASSIGNED, ENDED = RequestState.QUEUED, RequestState.ASSIGNED, RequestState.ENDED
 OPEN, DONE = AttemptState.OPEN, AttemptState.DONE
 

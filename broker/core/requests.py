@@ -46,7 +46,7 @@ class Requests:
         if wire_id in session.requests:
             self.refusals.refuse(event, errors.DUPLICATE_ID, DUPLICATE)
             return
-        if not (session.roles.get(name, 0) & _CALLER or session.may(_CALLER, name)):  # saves a call: 0.08 µs
+        if not (session.roles.get(name, 0) & _CALLER or session.may(_CALLER, name)):  # saves a call: 0.04 µs
             self.refusals.refuse(event, errors.DENIED, f"{session.who} may not call {name}")
             return
         state = self.state

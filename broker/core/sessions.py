@@ -67,7 +67,7 @@ class Session:
     def may(self, role: int, endpoint: str) -> bool:
         """Whether the grants allow one of these roles at the endpoint.
 
-        On the way of a request `role` is a plain integer: `&` of two flags costs 1 µs, of two integers nothing.
+        On the way of a request `role` is a plain integer: `&` of two flags costs 0.5 µs, of two integers nothing.
         """
         roles = self.roles.get(endpoint)
         if roles is None:

@@ -121,11 +121,6 @@ class Acceptor:
         self._purge()
         return len(self._waiting)
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether accepting waits, for file descriptors or for the next moment's share."""
-        return bool(self._sockets) and not self._listening
-
     def add_sockets(self, sockets: Sequence[socket.socket]) -> None:
         """Accept from bound, listening sockets, such as `tornado.netutil.bind_sockets` returns."""
         for listening in sockets:
