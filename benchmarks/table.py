@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 
 from broker.core.access import Grant, Role
+from broker.core.budget import Budget
 from broker.core.events import Answered, Asked, Attached
 from broker.core.limits import Limits
 from broker.core.messages import DEFAULT_OPTIONS, Body, Call, Message, Options
@@ -35,6 +36,7 @@ from broker.core.pending import Pending, Request
 from broker.core.registry import Endpoint, Registry
 from broker.core.router import Router
 from broker.core.sessions import Session
+from broker.wire.pieces import join_reply
 
 CALLERS = 128
 WORKERS = 64
@@ -78,7 +80,7 @@ class Table:
 
     def __init__(self, pending: int, count: int) -> None:
         limits = limits_for(pending, count)
-        self.pending = Pending(limits)
+        self.pending = Pending(limits, Budget())
         self.endpoint: Endpoint = Registry(limits, {}).get_or_make("e")  # type: ignore[assignment]
         self.sessions = [Session(attached(number, Role.CALLER), 0.0, 1) for number in range(CALLERS)]
         self.next_id = 0
@@ -122,7 +124,7 @@ class Routed:
     """The router, filled: every waiting request is in the hands of a worker."""
 
     def __init__(self, pending: int, count: int) -> None:
-        self.router = Router(limits_for(pending, count))
+        self.router = Router(limits_for(pending, count), join=join_reply)
         self.now = 1000.0
         self.next_id = 0
         for number in range(CALLERS + WORKERS):

@@ -57,6 +57,7 @@ class Collector:
         """All families, in a fixed order."""
         yield from self._requests()
         yield from self._messages()
+        yield from self._memory()
         yield from self._sessions()
         yield from self._endpoints()
         yield from self._links()
@@ -78,7 +79,18 @@ class Collector:
         yield GaugeMetricFamily("broker_requests_pending", "Accepted, not ended.", value=pending.count)
         yield CounterMetricFamily("broker_attempts", "Requests given to workers.", value=counters.attempts)
         yield CounterMetricFamily("broker_retries", "Requests given to another worker.", value=counters.retries)
+        keys = self._sources.router.state.keys
+        text = "Requests that joined one in flight with the same idempotency key."
+        yield CounterMetricFamily("broker_keys_joined", text, value=counters.keys_joined)
+        text = "Requests answered from the reply kept under their key."
+        yield CounterMetricFamily("broker_keys_repeated", text, value=counters.keys_repeated)
+        yield GaugeMetricFamily("broker_keys_kept", "Finished replies kept for repeats.", value=len(keys.kept))
+        yield GaugeMetricFamily("broker_keys_kept_bytes", "The same, their size.", value=keys.kept_bytes)
         yield CounterMetricFamily("broker_cancels", "Attempts called back.", value=counters.cancels)
+        text = "Requests that went from a full queue for a caller with fewer."
+        yield CounterMetricFamily("broker_displaced", text, value=counters.displaced)
+        text = "Requests that waited when a newer one of their kind came."
+        yield CounterMetricFamily("broker_superseded", text, value=counters.superseded)
         buckets, total = [], 0
         for power, count in enumerate(counters.latency):
             total += count
@@ -102,20 +114,52 @@ class Collector:
             ("notifications", "Calls nobody waits for."),
             ("notifications_dropped", "Those of them no worker was free for."),
             ("broadcasts", "Messages published."),
-            ("broadcasts_refused", "Messages not published because too many were under way."),
+            ("parts_down", "Parts of replies passed on."),
+            ("parts_up", "Parts of requests passed on."),
+            ("part_bytes_down", "Bytes of the parts of replies."),
+            ("part_bytes_up", "Bytes of the parts of requests."),
+            ("parts_dropped", "Parts that came twice, after the end, or for nobody."),
+            ("streams_broken", "Requests that ended because one side broke the rules of streams."),
+            ("progress", "Progress passed on."),
+            ("progress_dropped", "Progress nobody had asked for, or whose reader was slow."),
+            ("broadcasts_refused", "Messages not published because too many were under way, or too much waits."),
             ("copies", "Copies of broadcasts written."),
-            ("copies_dropped", "Copies dropped because a reader was slow."),
+            ("copies_dropped", "Copies dropped because a reader was slow, or too much waits."),
+            ("replays", "Subscriptions that began with what a topic had kept."),
         ):
             yield CounterMetricFamily(f"broker_{name}", text, value=getattr(counters, name))
+
+    def _memory(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        state = self._sources.router.state
+        text = "Payloads and outboxes held in all."
+        yield GaugeMetricFamily("broker_memory_used_bytes", text, value=state.budget.used)
+        text = "From where on new requests are refused."
+        yield GaugeMetricFamily("broker_memory_soft_bytes", text, value=state.limits.memory_soft_bytes)
+        text = "From where on broadcasts are dropped."
+        yield GaugeMetricFamily("broker_memory_hard_bytes", text, value=state.limits.memory_hard_bytes)
+        held = GaugeMetricFamily("broker_memory_held_bytes", "What is held, by what it is for.", labels=["by"])
+        for name, size in state.held().items():
+            held.add_metric([name], size)
+        yield held
 
     def _sessions(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        router = self._sources.router
+        router, counters = self._sources.router, self._sources.router.counters
         yield GaugeMetricFamily("broker_sessions", "Sessions there are.", value=len(router.sessions))
         yield CounterMetricFamily("broker_sessions_attached", "Sessions that came.", value=router.counters.attached)
         yield CounterMetricFamily("broker_sessions_detached", "Sessions that left.", value=router.counters.detached)
+        yield CounterMetricFamily("broker_sessions_suspended", "Links lost that may return.", value=counters.suspended)
+        yield CounterMetricFamily("broker_sessions_resumed", "Those of them that did.", value=counters.resumed)
+        text = "Acknowledgements of what was never sent."
+        yield CounterMetricFamily("broker_acks_ignored", text, value=counters.acks_ignored)
+        text = "Sessions without a link that may return."
+        yield GaugeMetricFamily("broker_sessions_away", text, value=router.sessions.suspended)
         yield GaugeMetricFamily("broker_fanouts", "Broadcasts under way.", value=len(router.fanouts))
+        text = "Sessions that hear again what a topic has kept."
+        yield GaugeMetricFamily("broker_replays_pending", text, value=len(router.state.replays))
         yield GaugeMetricFamily("broker_draining", "1 while the broker shuts down.", value=int(router.draining))
 
     def _endpoints(self) -> Iterator[Metric]:

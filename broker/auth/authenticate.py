@@ -232,10 +232,18 @@ class Authenticator:
             return False
         return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
 
+    def not_yours(self, remote: str) -> Refused:
+        """The refusal of who names a session that is another's, or not with its secret; it counts as a guess."""
+        return self._throttled(remote) or Refused(403, "there is no such session of yours to resume")
+
     def _wrong(self, remote: str) -> Refused:
+        return self._throttled(remote) or Refused(401, "the credential is not valid", (_CHALLENGE,))
+
+    def _throttled(self, remote: str) -> Refused | None:
+        """Count a wrong guess; the refusal if there were too many."""
         wait_s = self._guesses.wrong(remote)
         if wait_s:
             self.counters.throttled += 1
             return Refused(429, "too many wrong credentials from this address", (("Retry-After", str(wait_s)),))
         self.counters.wrong += 1
-        return Refused(401, "the credential is not valid", (_CHALLENGE,))
+        return None

@@ -18,7 +18,7 @@ from broker.core.access import Principal
 from broker.links.acceptor import Acceptor
 
 _PAGES_MAY_SEND = "Accept, Authorization, Broker-Timeout, Content-Type, Idempotency-Key, Last-Event-ID, Traceparent"
-_PAGES_MAY_READ = "Broker-Elapsed-Ms, Broker-Idempotency-Key, Broker-Outcome, Broker-Retryable, Retry-After"
+_PAGES_MAY_READ = "Broker-Attempts, Broker-Elapsed-Ms, Broker-Outcome, Broker-Repeated, Broker-Retryable, Retry-After"
 _PREFLIGHT_GOOD_S = 600
 
 

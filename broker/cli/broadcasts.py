@@ -7,9 +7,9 @@ from typing import Any
 import click
 import msgspec
 
-from broker.cli.connection import broker_options, print_json, read_json, run
+from broker.cli.connection import broker_options, grace_option, print_json, read_json, run
 from broker.cli.exits import Exit, Failure
-from broker.client.async_client import AsyncClient
+from broker.client.async_client import AsyncClient, Subscription
 from broker.client.subscription import Message
 from broker.peer.values import encode
 from broker.wire.attachments import expand
@@ -49,27 +49,38 @@ def broadcast(
 @click.option(
     "--timeout", type=click.FloatRange(min=0), help="End with exit code 6 if nothing comes for so many seconds."
 )
+@click.option(
+    "--since", type=click.IntRange(min=0), metavar="N", help="First what the endpoint has kept after number N (0: all)."
+)
+@click.option("--epoch", help="The life of the topic that N is from; in another one all that is kept comes.")
+@grace_option
 @broker_options
 def listen(
-    endpoint: str | None, topic: str | None, count: int | None, timeout: float | None, url: str | None,
-    token: str | None, as_json: bool,
+    endpoint: str | None, topic: str | None, count: int | None, timeout: float | None, since: int | None,
+    epoch: str | None, grace: float, url: str | None, token: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the broadcasts of ENDPOINT, a line each, until Ctrl-C; without ENDPOINT those to everybody."""
+    if epoch is not None and since is None:
+        raise Failure(Exit.USAGE, "--epoch goes with --since")
 
     async def follow(client: AsyncClient) -> None:
         left = count
-        async with await client.subscribe(endpoint, topic=topic) as messages:
-            click.echo(f"listening to {messages} at {client.url}", err=True)
+        async with await client.subscribe(endpoint, topic=topic, since=since, epoch=epoch) as messages:
+            click.echo(f"listening to {messages} at {client.url}{_life(messages)}", err=True)
             while left is None or left > 0:
                 _print(await messages.get(timeout), as_json)
                 left = None if left is None else left - 1
 
     try:
-        run(follow, url, token, as_json, reconnect=True)
+        run(follow, url, token, as_json, reconnect=True, grace=grace)
     except TimeoutError as error:
         raise Failure(Exit.DEADLINE, str(error)) from None
     except ValueError as error:
         raise Failure(Exit.USAGE, str(error)) from None
+
+
+def _life(messages: Subscription) -> str:
+    return f" (epoch {messages.epoch})" if messages.epoch else ""
 
 
 def _print(message: Message, as_json: bool) -> None:

@@ -25,7 +25,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.USAGE: "wrong usage, bad input, or an error in the configuration",
     Exit.CANNOT_CONNECT: "no broker could be reached",
     Exit.DENIED: "not authorised, or not allowed with this credential",
-    Exit.NOT_SERVED: "no such endpoint or method, or no worker serves it now",
+    Exit.NOT_SERVED: "no such endpoint, method or live request, or no worker serves it now",
     Exit.DEADLINE: "the deadline passed",
     Exit.COME_BACK: "overloaded, shutting down, or the worker or the connection was lost: try again later",
     Exit.DEFECT: "a defect of this program; BROKER_TRACEBACK=1 shows where",

@@ -18,8 +18,8 @@ from broker.worker.files import Files
 @click.option("--allow-write", is_flag=True, help="Let callers write files.")
 @click.option("--allow-delete", is_flag=True, help="Let callers delete files.")
 def files(
-    folder: Path, endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None, token: str | None,
-    types: str, allow_write: bool, allow_delete: bool, as_json: bool,
+    folder: Path, endpoint: str, name: str, capacity: int, grace: float, no_wait: bool, url: str | None,
+    token: str | None, types: str, allow_write: bool, allow_delete: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Serve the folder DIR: list, stat, read, newest, watch, and write and delete where allowed.
 
@@ -35,6 +35,6 @@ def files(
         raise Failure(Exit.USAGE, f"{folder}: there is no such folder") from None
     except ValueError as error:
         raise Failure(Exit.USAGE, str(error)) from None
-    worker = new_worker(endpoint, url, token, name, capacity, no_wait)
+    worker = new_worker(endpoint, url, token, name, capacity, grace, no_wait)
     worker.add_object(served)
     run_worker(worker, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`broker endpoints`, `describe`, `peers`, `pending`, `ping`: what the broker says of itself."""
+"""`broker endpoints`, `describe`, `peers`, `ping`: what the broker says of itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def endpoints(url: str | None, token: str | None, as_json: bool) -> None:
     """List the endpoints and how busy they are."""
     found = run(lambda client: client.endpoints(), url, token, as_json)
     columns = ["endpoint", "workers", "free", "executing", "queued", "listeners"]
-    _print_rows(found, columns, "no endpoint is known; start a worker", as_json)
+    print_rows(found, columns, "no endpoint is known; start a worker", as_json)
 
 
 @click.command()
@@ -25,16 +25,7 @@ def peers(url: str | None, token: str | None, as_json: bool) -> None:
     """List who is connected (for administrators)."""
     found = run(lambda client: client.call("broker.admin.peers"), url, token, as_json)
     columns = ["peer", "principal", "role", "endpoint", "serves", "remote", "requests", "executing", "connected_s"]
-    _print_rows(found, columns, "nobody is connected", as_json)
-
-
-@click.command()
-@broker_options
-def pending(url: str | None, token: str | None, as_json: bool) -> None:
-    """List the requests that have not ended (for administrators)."""
-    found = run(lambda client: client.call("broker.admin.pending"), url, token, as_json)
-    columns = ["request", "endpoint", "method", "state", "peer", "worker", "attempts", "age_s", "left_s"]
-    _print_rows(found, columns, "nothing is pending", as_json)
+    print_rows(found, columns, "nobody is connected", as_json)
 
 
 @click.command()
@@ -90,7 +81,8 @@ def _print_worker(worker: dict[str, Any]) -> None:
         click.echo(f"    {method}{signature}{f'  {clean_line(first)}' if first else ''}")
 
 
-def _print_rows(found: list[dict[str, Any]], columns: list[str], none: str, as_json: bool) -> None:
+def print_rows(found: list[dict[str, Any]], columns: list[str], none: str, as_json: bool) -> None:
+    """Print rows as a table of these columns, or as JSON; `none` says that there are none."""
     if as_json:
         print_json(found)
         return

@@ -34,13 +34,17 @@ def work() -> None:
 
 
 def worker_options(command: Command) -> Command:
-    """Adds --endpoint, --name, --capacity, --no-wait, --url, --token and --json."""
+    """Adds --endpoint, --name, --capacity, --grace, --no-wait, --url, --token and --json."""
     options = (
         click.option("--endpoint", required=True, help="The endpoint to serve."),
         click.option("--name", default="", help="What `broker describe` shows.  [default: HOST:PID]"),
         click.option(
             "--capacity", type=click.IntRange(1, 1_000_000), default=CAPACITY, show_default=True,
             help="Requests at a time.",
+        ),
+        click.option(
+            "--grace", type=click.FloatRange(0, 1_000_000), default=0.0, show_default=True, metavar="SECONDS",
+            help="Go on with requests for so long while the connection is lost.",
         ),
         click.option("--no-wait", is_flag=True, help="Fail if there is no broker now, instead of trying on."),
         click.option("--url", help="The broker.  [default: BROKER_URL, else the one running on this machine]"),
@@ -56,15 +60,15 @@ def worker_options(command: Command) -> Command:
 @click.argument("target", metavar="MODULE:OBJECT")
 @worker_options
 def python(
-    target: str, endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None, token: str | None,
-    as_json: bool,
+    target: str, endpoint: str, name: str, capacity: int, grace: float, no_wait: bool, url: str | None,
+    token: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Serve OBJECT of MODULE (found as `python -m` finds it, this folder included).
 
     A function is served by its name; an object by its public methods; a class is made an object first; without
     OBJECT, the functions of the module.
     """
-    worker = new_worker(endpoint, url, token, name, capacity, no_wait)
+    worker = new_worker(endpoint, url, token, name, capacity, grace, no_wait)
     _fill(worker, _load(target), target)
     run_worker(worker, as_json=as_json)
 
@@ -73,7 +77,7 @@ def python(
 @worker_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(
-    command: tuple[str, ...], endpoint: str, name: str, capacity: int, no_wait: bool, url: str | None,
+    command: tuple[str, ...], endpoint: str, name: str, capacity: int, grace: float, no_wait: bool, url: str | None,
     token: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer every method by running COMMAND: JSON on its standard input, the result as JSON on its standard output.
@@ -83,15 +87,17 @@ def execute(
     """
     from broker.worker.command import Command
 
-    worker = new_worker(endpoint, url, token, name, capacity, no_wait)
+    worker = new_worker(endpoint, url, token, name, capacity, grace, no_wait)
     worker.add_fallback(Command(command))
     run_worker(worker, as_json=as_json)
 
 
-def new_worker(endpoint: str, url: str | None, token: str | None, name: str, capacity: int, no_wait: bool) -> Worker:
+def new_worker(
+    endpoint: str, url: str | None, token: str | None, name: str, capacity: int, grace: float, no_wait: bool
+) -> Worker:
     """The worker that the options ask for. Raises Failure for a name that is none."""
     try:
-        return Worker(endpoint, url, token, name=name, capacity=capacity, wait=not no_wait)
+        return Worker(endpoint, url, token, name=name, capacity=capacity, grace=grace, wait=not no_wait)
     except ValueError as error:
         raise Failure(Exit.USAGE, str(error)) from None
 

@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import ssl
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from broker.auth.targets import find_target
-from broker.client.requests import DEFAULT_TIMEOUT_S, UNSET, Unset, encode_params, options_for, publish_params
+from broker.client.parts import Feeds, Parts, check_parts
+from broker.client.progress import ProgressFunction, Teller
+from broker.client.requests import (
+    DEFAULT_GRACE_S,
+    DEFAULT_TIMEOUT_S,
+    LEFT_TO_BROKER,
+    UNSET,
+    Unset,
+    all_options,
+    check_grace,
+    encode_params,
+    options_for,
+    publish_params,
+    stream_options,
+)
+from broker.client.stream import Inflow, Stream, fail
 from broker.client.subscription import Inbox, Message
+from broker.peer.calls import Tell
 from broker.peer.connection import Connection
 from broker.peer.errors import BrokerError, ConnectionLost
-from broker.peer.session import Asked, Heard, Options
+from broker.peer.session import Asked, Heard, Options, Pending
 
 Key = tuple[str | None, str | None]
+AnyFuture: TypeAlias = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 class Subscription:
     """Broadcasts of one endpoint or topic: `async for message in subscription`.
 
     Ends with `close()`, or by raising ConnectionLost when there will be no connection any more. It survives
-    reconnecting; what came meanwhile is missing, and counted in `Message.missed`. At most 1,000 unread messages are
-    kept; `dropped` counts those that had to go.
+    reconnecting; what came meanwhile is missing, and counted in `Message.missed`, or, with `since`, comes as far as the
+    broker keeps it. At most 1,000 unread messages are kept; `dropped` counts those that had to go. `epoch` names the
+    life of the topic at the broker, within which `Message.seq` counts.
     """
 
-    __slots__ = ("_client", "_closed", "_error", "_inbox", "_waiting", "endpoint", "topic")
+    __slots__ = ("_client", "_closed", "_error", "_inbox", "_keeps", "_waiting", "endpoint", "epoch", "topic")
 
-    def __init__(self, client: AsyncClient, endpoint: str | None, topic: str | None) -> None:
+    def __init__(self, client: AsyncClient, endpoint: str | None, topic: str | None, since: int | None = None) -> None:
+        self.epoch = ""
+        self._keeps = since is not None
         self.endpoint = endpoint
         self.topic = topic
         self._client = client
         self._inbox = Inbox()
+        self._inbox.begin_at(since)
         self._waiting: asyncio.Future[None] | None = None
         self._closed = False
         self._error: BrokerError | None = None
@@ -82,8 +104,18 @@ class Subscription:
 
     # ------------------------------------------------------------ from the client
 
-    def _begin_at(self, seq: int | None) -> None:
-        self._inbox.begin_at(seq)
+    def _told(self, told: dict[str, Any], fresh: bool = True) -> None:
+        """What the broker says of the topic, asked for or renewed; if it is `fresh`, no message has come since then."""
+        other_life = self.epoch not in ("", told["epoch"]) or (self._inbox.last or 0) > told["seq"]
+        if other_life and self._keeps and fresh:
+            self._inbox.begin_anew()
+        self.epoch = told["epoch"]
+        self._inbox.begin_at(0 if self._keeps else told["seq"])
+
+    def _params(self) -> dict[str, Any]:
+        """How to ask for it (again)."""
+        since = {"since": self._inbox.last or 0, "epoch": self.epoch or None} if self._keeps else {}
+        return {name: value for name, value in (_place(self.endpoint, self.topic) | since).items() if value is not None}
 
     def _put(self, heard: Heard) -> None:
         self._inbox.put(heard)
@@ -104,9 +136,11 @@ class AsyncClient:
     """A caller and listener. Not thread-safe: it belongs to the event loop it is first used on.
 
     `url` and `token` default to BROKER_URL and BROKER_TOKEN, then to the broker running on this machine. `timeout` is
-    the deadline of every call that names none, in seconds; None leaves it to the broker. `reconnect` opens a broken
-    connection again, with full jitter: calls made meanwhile wait for it until their own deadline. `ssl_context`
-    replaces the system's for https URLs.
+    the deadline of every call that names none and sends no parts, in seconds; None leaves it to the broker. `reconnect`
+    opens a broken connection again, with full jitter: calls made meanwhile wait for it until their own deadline.
+    `grace` in seconds is how long the broker is to keep this session when its connection breaks (at most
+    `limits.grace_max_s`): who is back by then goes on with its calls, streams and subscriptions as if nothing had been.
+    With 0 a broken connection ends what was under way. `ssl_context` replaces the system's for https URLs.
 
         async with AsyncClient() as client:
             text = await client.call("data/read", {"path": "a.txt"}, timeout=5)
@@ -121,12 +155,16 @@ class AsyncClient:
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         reconnect: bool = True,
+        grace: float = DEFAULT_GRACE_S,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._target = find_target(url, token)
         self._timeout = timeout
         self._options = options_for(timeout)
         self._reconnect = reconnect
+        self._grace_s = check_grace(grace)
+        self._grace_timer: asyncio.TimerHandle | None = None
+        self._feeds = Feeds()
         self._ssl_context = ssl_context
         self._connection: Connection | None = None
         self._subscriptions: dict[Key, list[Subscription]] = {}
@@ -147,6 +185,9 @@ class AsyncClient:
         self._subscriptions.clear()
         if connection is not None:
             await connection.close()
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+        await self._feeds.ended()
 
     async def __aenter__(self) -> Self:
         return await self.connect()
@@ -169,46 +210,101 @@ class AsyncClient:
     # ------------------------------------------------------------ asking
 
     async def call(
-        self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, idempotent: bool = False,  # noqa: ASYNC109 - it is sent
-        retries: int | None = None, wait: bool = False, trace: str | None = None,
+        self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, idle: float | None = None,  # noqa: ASYNC109 - it is sent
+        idempotent: bool = False, retries: int | None = None, key: str | None = None, priority: int = 0,
+        group: str | None = None, wait: bool = False, trace: str | None = None,
+        progress: ProgressFunction | None = None, parts: Parts | None = None,
     ) -> Any:  # fmt: skip
         """Ask `endpoint/method` (or one of the broker's own, `broker.…`) and wait for the result.
 
-        `params` is a dict (by name) or a list (by position) of whatever JSON knows, bytes and numpy arrays. `timeout`
-        in seconds; `idempotent` allows the broker to try it on another worker if one is lost, at most `retries`
-        times; `wait` queues it where no worker is there yet. Bytes come back as bytes, arrays as read-only arrays.
+        `params` is a dict (by name) or a list (by position) of whatever JSON knows, bytes and numpy arrays. Bytes come
+        back as bytes, arrays as read-only arrays; params and result may be of any size that memory holds. The result of
+        a method that yields is the list of its items; `stream` gives them one by one.
+
+        `timeout` in seconds is the deadline of the whole; with `parts` and without it the broker lets them go on for as
+        long as they flow. `idle` is how long they may stand still. `idempotent` allows the broker to try it on another
+        worker if one is lost, at most `retries` times. A second request with the same `key` and content joins the first
+        one or gets its reply again. `priority` from -9 to 9: higher goes first. Requests of one `group` go to one
+        worker where the endpoint is sticky, and displace each other where the newest wins. `wait` queues it where no
+        worker is there yet. `trace` is a W3C traceparent for the worker.
+
+        `progress(done, total, text)` is called on the loop with what the worker tells; what it raises is logged.
+        `parts` are sent one by one as the worker takes them: a list, an async iterable, or any other iterable, which is
+        read in a thread of its own. What it raises cancels the request and is raised here.
 
         Raises the exception of its outcome (`RemoteError`, `DeadlineExceeded`, `NoWorker`, …), ConnectionLost, and
-        ValueError or TypeError for parameters that cannot be sent. Cancelling the task cancels the request.
+        ValueError or TypeError for what cannot be sent. Cancelling the task cancels the request.
         """
         loop = asyncio.get_running_loop()
         raw, attachments = encode_params(method, params)
-        options = self._options if timeout is UNSET else options_for(timeout)
-        if idempotent or wait or retries is not None or trace is not None:
-            options = Options(timeout=options.timeout, idempotent=idempotent, retries=retries, wait=wait, trace=trace)
+        options = (self._options if parts is None else LEFT_TO_BROKER) if timeout is UNSET else options_for(timeout)
+        if (
+            idempotent or wait or retries is not None or trace is not None or idle is not None or key is not None
+            or priority or group is not None or progress is not None
+        ):  # fmt: skip
+            options = all_options(
+                options.timeout, idle=idle, idempotent=idempotent, retries=retries, key=key, priority=priority,
+                group=group, wait=wait, trace=trace, progress=progress,
+            )  # fmt: skip
+        check_parts(parts)
         connection = self._connection
         if connection is None or not connection.is_up or connection.loop is not loop:
             connection, options = await self._ready(options)
         future = loop.create_future()
-        call = connection.ask(method, raw, attachments, options, future)
+        if progress is None and parts is None:
+            call = connection.ask(method, raw, attachments, options, future)
+        else:
+            tell = None if progress is None else Teller(progress)
+            call = self._ask(connection, method, raw, attachments, options, future, tell, parts)
         try:
             return await future
         except asyncio.CancelledError:
             connection.cancel(call)
             raise
 
-    async def submit(self, method: str, params: Any = None, **options: Any) -> asyncio.Future[Any]:
+    async def submit(
+        self, method: str, params: Any = None, *, progress: ProgressFunction | None = None, parts: Parts | None = None,
+        **options: Any,
+    ) -> asyncio.Future[Any]:  # fmt: skip
         """Ask without waiting: a future of the result; cancelling it cancels the request. Options as for `call`."""
-        connection, given = await self._ready(self._options_for(options))
-        return self._submit(connection, method, params, given)
+        check_parts(parts)
+        connection, given = await self._ready(self._options_for(options, progress, parts))
+        return self._submit(connection, method, params, given, progress, parts)
 
-    def _options_for(self, options: dict[str, Any]) -> Options:
-        return options_for(**({"timeout": self._timeout} | options))
+    async def stream(
+        self, method: str, params: Any = None, *, progress: ProgressFunction | None = None, parts: Parts | None = None,
+        **options: Any,
+    ) -> Stream:  # fmt: skip
+        """Ask, and get the items that the method yields as they come. Options as for `call`, but no `key`.
 
-    def _submit(self, connection: Connection, method: str, params: Any, options: Options) -> asyncio.Future[Any]:
+            async with await client.stream("data/rows", {"table": "a"}) as rows:
+                async for row in rows: ...
+            rows.result  # what the method returned
+
+        The request is on its way when this returns; how it ends, badly too, the iteration tells. A method that does
+        not yield gives no item and its result. Without `timeout` the broker's deadline holds until the first item, then
+        the stream may go on for as long as it flows. With `timing=True` the stream's `timing` tells where time went.
+        """
+        check_parts(parts)
+        connection, given = await self._ready(stream_options(options, progress))
+        raw, attachments = encode_params(method, params)
+        signal = asyncio.Event()
+        inflow = Inflow(signal, None if progress is None else Teller(progress))
+        self._begin_stream(connection, method, raw, attachments, given, inflow, parts)
+        return Stream(inflow, signal)
+
+    def _options_for(self, options: dict[str, Any], progress: ProgressFunction | None, parts: Parts | None) -> Options:
+        timeout = self._timeout if parts is None else None
+        return all_options(**({"timeout": timeout} | options), progress=progress)
+
+    def _submit(
+        self, connection: Connection, method: str, params: Any, options: Options,
+        progress: ProgressFunction | None = None, parts: Parts | None = None,
+    ) -> asyncio.Future[Any]:  # fmt: skip
         raw, attachments = encode_params(method, params)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        call = connection.ask(method, raw, attachments, options, future)
+        tell = None if progress is None else Teller(progress)
+        call = self._ask(connection, method, raw, attachments, options, future, tell, parts)
 
         def cancelled(future: asyncio.Future[Any]) -> None:
             if future.cancelled():
@@ -217,25 +313,50 @@ class AsyncClient:
         future.add_done_callback(cancelled)
         return future
 
+    def _ask(
+        self, connection: Connection, method: str, raw: bytes, attachments: list[bytes | memoryview],
+        options: Options, future: AnyFuture, tell: Tell | None, parts: Parts | None,
+    ) -> Pending:  # fmt: skip
+        """Ask for a result, with or without progress and parts; on the loop. Raises as `Connection.ask`."""
+        call = connection.ask(method, raw, attachments, options, future, tell=tell, sends=parts is not None)
+        if parts is not None:
+            self._feeds.begin(connection, call, parts, future)
+        return call
+
+    def _begin_stream(
+        self, connection: Connection, method: str, raw: bytes, attachments: list[bytes | memoryview],
+        options: Options, inflow: Inflow, parts: Parts | None,
+    ) -> None:  # fmt: skip
+        """Ask for items; on the loop. Raises as `Connection.ask`."""
+        call = connection.ask(
+            method, raw, attachments, options, inflow, reader=inflow, tell=inflow.tell, sends=parts is not None
+        )  # fmt: skip
+        inflow.begin(connection, call)
+        if parts is not None:
+            self._feeds.begin(connection, call, parts, inflow)
+
     async def map(
         self, method: str, many: Iterable[Any] | AsyncIterable[Any], *, concurrency: int = 16,
-        return_exceptions: bool = False, **options: Any,
+        return_exceptions: bool = False, progress: ProgressFunction | None = None, parts: Parts | None = None,
+        **options: Any,
     ) -> AsyncIterator[Any]:  # fmt: skip
         """The results for many params, in their order; at most `concurrency` requests are in flight.
 
         With `return_exceptions` an error takes the place of its result; else the first one is raised, and the
-        requests still in flight are cancelled, as they are when the iteration is left early. Options as for `call`.
+        requests still in flight are cancelled, as they are when the iteration is left early. Options as for `call`;
+        every request tells the same `progress`, and sends the same `parts` (a list).
         """
         if concurrency < 1:
             raise ValueError(f"concurrency {concurrency} is not at least 1")
-        given = self._options_for(options)
+        check_parts(parts, again=True)
+        given = self._options_for(options, progress, parts)
         connection, _ = await self._ready(given)
         window: deque[asyncio.Future[Any]] = deque()
         try:
             async for params in _each(many):
                 if len(window) >= concurrency:
                     yield await _result(window.popleft(), return_exceptions)
-                window.append(self._submit(connection, method, params, given))
+                window.append(self._submit(connection, method, params, given, progress, parts))
             while window:
                 yield await _result(window.popleft(), return_exceptions)
         finally:
@@ -262,30 +383,57 @@ class AsyncClient:
         result: dict[str, Any] = await self.call("broker.publish", publish_params(endpoint, data, topic, to))
         return result
 
-    async def subscribe(self, endpoint: str | None, *, topic: str | None = None) -> Subscription:
+    async def subscribe(
+        self, endpoint: str | None, *, topic: str | None = None, since: int | None = None, epoch: str | None = None
+    ) -> Subscription:
         """Listen to an endpoint's broadcasts, to one of its topics, or with None to what goes to everybody.
 
             async with await client.subscribe("data") as messages:
                 async for message in messages: ...
 
-        Raises Denied without the role. Renewed by itself after reconnecting.
+        `since` brings, before what comes then, all that the broker has kept with a higher `seq` (0: all it has), and
+        what comes while there is no connection. `epoch` is that of the `Subscription` the number is from: if the broker
+        has been started anew since, everything it keeps comes.
+
+        Raises Denied without the role, ValueError for `since` where this client listens already. Renewed by itself
+        after reconnecting.
         """
-        if endpoint is None and topic is not None:
-            raise ValueError("a topic belongs to an endpoint; name it")
+        key = (endpoint, topic)
+        if endpoint is None and (topic is not None or since is not None):
+            raise ValueError("a topic, and what is kept of one, belongs to an endpoint; name it")
+        if since is not None and key in self._subscriptions:
+            raise ValueError(f"{endpoint} is listened to already; what was before would come to all who listen")
         connection, options = await self._ready(self._options)
-        subscription = Subscription(self, endpoint, topic)
-        self._subscriptions.setdefault((endpoint, topic), []).append(subscription)
+        subscription = Subscription(self, endpoint, topic, since)
+        self._subscriptions.setdefault(key, []).append(subscription)
         if endpoint is None:
             return subscription
-        raw, _ = encode_params("broker.subscribe", _place(endpoint, topic))
+        subscription.epoch = epoch or ""
+        raw, _ = encode_params("broker.subscribe", subscription._params())
         try:
             told = await connection.request("broker.subscribe", raw, (), options)
         except BaseException:
             self._drop(subscription)
             raise
-        subscription._begin_at(told.get("seq"))
-        connection.session.stand(("subscribe", endpoint, topic or ""), "broker.subscribe", raw)
+        subscription._told(told, fresh=subscription._inbox.last == since)
+        if not any(each._keeps for each in self._subscriptions.get(key, ())):
+            connection.session.stand(("subscribe", endpoint, topic or ""), "broker.subscribe", raw)
+        else:
+            self._stand(subscription)
         return subscription
+
+    def _stand(self, subscription: Subscription) -> None:
+        """After reconnecting, ask for what has come since the last message."""
+        if not subscription._keeps or self._connection is None:
+            return
+        raw, _ = encode_params("broker.subscribe", subscription._params())
+
+        def told(value: Any) -> None:
+            subscription._told(value)
+            self._stand(subscription)
+
+        key = ("subscribe", subscription.endpoint or "", subscription.topic or "")
+        self._connection.session.stand(key, "broker.subscribe", raw, told)
 
     # ------------------------------------------------------------ asking about the broker
 
@@ -311,7 +459,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if self._connection is None:
             self._connection = Connection(
-                self._target, self, reconnect=self._reconnect, ssl_context=self._ssl_context
+                self._target, self, reconnect=self._reconnect, ssl_context=self._ssl_context, grace_s=self._grace_s
             )  # fmt: skip
         connection = self._connection
         if connection.loop is not loop:
@@ -360,13 +508,35 @@ class AsyncClient:
     def cancel_asked(self, number: int | str) -> None:
         """Nothing runs here."""
 
+    def item(self, number: int | str, value: Any) -> None:
+        """Nothing is sent to a client in parts but replies."""
+
+    def items_ended(self, number: int | str) -> None:
+        """As `item`."""
+
     def heard(self, broadcast: Heard) -> None:
         """Hand a broadcast to whoever subscribed."""
         for subscription in self._subscriptions.get((broadcast.endpoint, broadcast.topic), ()):
             subscription._put(broadcast)
+            if subscription.epoch and subscription._keeps:
+                self._stand(subscription)
 
     def link_changed(self, up: bool, why: str) -> None:
-        """Calls wait by themselves."""
+        """Calls wait by themselves, but not for ever: without a deadline, until the broker has forgotten them."""
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+            self._grace_timer = None
+        if not up and self._grace_s and self._connection is not None:
+            self._grace_timer = self._connection.loop.call_later(self._grace_s, self._grace_over, why)
+
+    def _grace_over(self, why: str) -> None:
+        connection = self._connection
+        assert connection is not None
+        for call in list(connection.session.pending.values()):
+            if call.deadline is None and call.sent and not call.standing and not _may_be_asked_again(call):
+                text = f"{why}, and there was none again within {self._grace_s:g} s"
+                error = ConnectionLost(text, may_have_executed=True, endpoint=call.endpoint, method=call.method)
+                fail(connection, call, error)
 
     def standing_refused(self, key: tuple[str, ...], error: BrokerError) -> None:
         """A subscription is not allowed on the new connection: its readers are told."""
@@ -385,6 +555,12 @@ class AsyncClient:
 def _place(endpoint: str | None, topic: str | None) -> dict[str, str]:
     place = {"endpoint": endpoint, "topic": topic}
     return {name: value for name, value in place.items() if value is not None}
+
+
+def _may_be_asked_again(call: Pending) -> bool:
+    """Whether a call whose session is lost is asked again in the next one."""
+    has_begun = isinstance(call.reader, Inflow) and call.reader.has_begun
+    return call.options.idempotent and not has_begun
 
 
 async def _each(many: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:

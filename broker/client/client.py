@@ -13,13 +13,31 @@ from typing import Any, Self, TypeVar
 
 from broker.client.async_client import AsyncClient
 from broker.client.async_client import Subscription as AsyncSubscription
-from broker.client.requests import DEFAULT_TIMEOUT_S, UNSET, Unset, encode_params, options_for
+from broker.client.parts import Parts, check_parts
+from broker.client.progress import Newest, ProgressFunction, Teller
+from broker.client.requests import (
+    DEFAULT_GRACE_S,
+    DEFAULT_TIMEOUT_S,
+    LEFT_TO_BROKER,
+    UNSET,
+    Unset,
+    all_options,
+    encode_params,
+    options_for,
+    stream_options,
+)
+from broker.client.stream import Inflow, left_early, result_of
 from broker.client.subscription import Message
+from broker.peer.calls import Tell
 from broker.peer.errors import BrokerError, ConnectionLost
 from broker.peer.session import Options, Pending
 
 Result = TypeVar("Result")
 Future = concurrent.futures.Future
+
+INTERRUPTED_S = 0.05
+"""how often a waiting main thread looks whether it was interrupted: a signal that comes in the very moment in which the
+interpreter begins to wait for a lock does not end that wait (2 of 100 Ctrl-C sent right after asking were lost)"""
 
 
 class Subscription:
@@ -40,6 +58,11 @@ class Subscription:
     def topic(self) -> str | None:
         """The topic listened to; None for the endpoint's own broadcasts."""
         return self._inner.topic
+
+    @property
+    def epoch(self) -> str:
+        """The life of the topic at the broker, within which `Message.seq` counts."""
+        return self._inner.epoch
 
     @property
     def dropped(self) -> int:
@@ -80,10 +103,148 @@ async def _next(subscription: AsyncSubscription, timeout: float | None) -> Messa
         return None
 
 
+class ThreadInflow(Inflow):
+    """An inflow whose reader is in another thread than the connection."""
+
+    __slots__ = ("_is_told", "_taken", "_told")
+
+    def __init__(self, signal: threading.Event, tell: Tell | None) -> None:
+        super().__init__(signal, tell)
+        self._taken = self._told = 0
+        self._is_told = True
+
+    def took_one(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One more was read, in any thread; many at once make one turn of the loop."""
+        self._taken += 1
+        if self._is_told:
+            self._is_told = False
+            loop.call_soon_threadsafe(self._tell_taken)
+
+    def _tell_taken(self) -> None:
+        self._is_told = True  # first: whoever takes one from here on comes again
+        items = self._taken - self._told
+        self._told += items
+        self.took(items)
+
+
+class Stream:
+    """The items of one reply, as they come: `for item in stream`. Made by `Client.stream`.
+
+    What the reader does not take stops the worker: a few items are under way at most. An error is raised once, after
+    the items that came before it. Leaving the loop early (Ctrl-C too), `close()`, the end of `with`, and forgetting the
+    stream cancel the request at the worker.
+    """
+
+    __slots__ = ("__weakref__", "_client", "_inflow", "_is_closed", "_is_left", "_loop", "_newest", "_signal")
+
+    def __init__(self, client: Client, inflow: ThreadInflow, signal: threading.Event, newest: Newest | None) -> None:
+        loop = client._loop
+        assert loop is not None
+        self._client = client
+        self._loop = loop
+        self._inflow = inflow
+        self._signal = signal
+        self._newest = newest
+        self._is_closed = False
+        self._is_left = False
+
+    @property
+    def result(self) -> Any:
+        """What the method returned after its last item. Raises RuntimeError before the end, and after a bad one."""
+        return result_of(self._inflow)
+
+    @property
+    def timing(self) -> dict[str, Any] | None:
+        """What the broker told of its times, in milliseconds, if `timing` was asked for; None before the end."""
+        return self._inflow.timing
+
+    def close(self) -> None:
+        """Read no more: the request is cancelled unless it has ended."""
+        self._is_closed = True
+        self._tell_left()
+
+    def __iter__(self) -> Iterator[Any]:
+        reading = self._read()
+        next(reading)  # from here on its end is noticed
+        return reading
+
+    def _read(self) -> Iterator[Any]:
+        """One loop over the stream. A generator: however the loop is left, at whatever instruction, it is closed."""
+        try:
+            yield None
+            while True:
+                try:
+                    item = self._next()
+                except StopIteration:
+                    return
+                yield item
+        finally:
+            self._leave()
+
+    def __next__(self) -> Any:
+        try:
+            return self._next()
+        except Exception:
+            raise
+        except BaseException:
+            self._leave()  # Ctrl-C, whoever holds the stream
+            raise
+
+    def _next(self) -> Any:
+        if self._is_left:
+            raise left_early()
+        inflow, newest, signal = self._inflow, self._newest, self._signal
+        while not self._is_closed:
+            signal.clear()
+            if newest is not None:
+                newest.deliver()
+            try:
+                item = inflow.items.popleft()
+            except IndexError:
+                pass
+            else:
+                inflow.took_one(self._loop)
+                if inflow.items or inflow.ended:
+                    signal.set()  # for another thread that waits for one
+                return item
+            if inflow.is_over:
+                signal.set()
+                if (error := inflow.take_error()) is not None:
+                    raise error
+                break
+            signal.wait(self._client._look_s())
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """The loop over it is left, or it is forgotten; on any thread, at any moment."""
+        if not self._inflow.is_over and not self._is_closed:
+            self._is_left = True
+            self._tell_left()
+
+    def _tell_left(self) -> None:
+        # Not by way of the client, whose lock the thread may hold in which this was found to be garbage.
+        try:
+            self._loop.call_soon_threadsafe(self._inflow.leave)
+        except RuntimeError:
+            pass  # the client is closed, and everything with it
+        self._signal.set()
+
+
 class Client:
     """A caller and listener for any number of threads, in a notebook or another event loop as well.
 
-    Arguments and methods are those of `AsyncClient`. Ctrl-C during a call cancels the request at the worker.
+    Arguments and methods are those of `AsyncClient`. Ctrl-C during a call, or while a stream is read, cancels the
+    request at the worker. `progress` is called in the thread that waits in `call`, or for an item of a `stream`; with
+    `submit` and `map` in the client's own thread.
 
         with Client() as client:
             text = client.call("data/read", {"path": "a.txt"}, timeout=5)
@@ -96,9 +257,12 @@ class Client:
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         reconnect: bool = True,
+        grace: float = DEFAULT_GRACE_S,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._inner = AsyncClient(url, token, timeout=timeout, reconnect=reconnect, ssl_context=ssl_context)
+        self._inner = AsyncClient(
+            url, token, timeout=timeout, reconnect=reconnect, grace=grace, ssl_context=ssl_context
+        )  # fmt: skip
         self._timeout = timeout
         self._options = options_for(timeout)
         self._lock = threading.Lock()
@@ -146,25 +310,78 @@ class Client:
     # ------------------------------------------------------------ asking
 
     def call(
-        self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, idempotent: bool = False,
-        retries: int | None = None, wait: bool = False, trace: str | None = None,
+        self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, idle: float | None = None,
+        idempotent: bool = False, retries: int | None = None, key: str | None = None, priority: int = 0,
+        group: str | None = None, wait: bool = False, trace: str | None = None,
+        progress: ProgressFunction | None = None, parts: Parts | None = None,
     ) -> Any:  # fmt: skip
         """Ask `endpoint/method` and wait for the result. See `AsyncClient.call`."""
-        options = self._options if timeout is UNSET else options_for(timeout)
-        if idempotent or wait or retries is not None or trace is not None:
-            options = Options(timeout=options.timeout, idempotent=idempotent, retries=retries, wait=wait, trace=trace)
-        return self._wait(self._submit(method, params, options))
+        options = (self._options if parts is None else LEFT_TO_BROKER) if timeout is UNSET else options_for(timeout)
+        if (
+            idempotent or wait or retries is not None or trace is not None or idle is not None or key is not None
+            or priority or group is not None or progress is not None
+        ):  # fmt: skip
+            options = all_options(
+                options.timeout, idle=idle, idempotent=idempotent, retries=retries, key=key, priority=priority,
+                group=group, wait=wait, trace=trace, progress=progress,
+            )  # fmt: skip
+        future: Future[Any] = Future()
+        newest = None if progress is None else Newest(progress, threading.Event())
+        try:
+            self._submit(method, params, options, future, newest, parts)
+            return self._wait(future) if newest is None else self._wait_telling(future, newest)
+        except BaseException:
+            future.cancel()  # Ctrl-C at any moment; nothing if it has ended
+            raise
 
-    def submit(self, method: str, params: Any = None, **options: Any) -> Future[Any]:
+    def submit(
+        self, method: str, params: Any = None, *, progress: ProgressFunction | None = None, parts: Parts | None = None,
+        **options: Any,
+    ) -> Future[Any]:  # fmt: skip
         """Ask without waiting: a `concurrent.futures.Future`; cancelling it cancels the request. Options as `call`."""
-        options.setdefault("timeout", self._timeout)
-        return self._submit(method, params, options_for(**options))
+        future: Future[Any] = Future()
+        tell = None if progress is None else Teller(progress)
+        try:
+            self._submit(method, params, self._inner._options_for(options, progress, parts), future, tell, parts)
+            return future
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stream(
+        self, method: str, params: Any = None, *, progress: ProgressFunction | None = None, parts: Parts | None = None,
+        **options: Any,
+    ) -> Stream:  # fmt: skip
+        """Ask, and get the items that the method yields as they come. See `AsyncClient.stream`.
+
+            with client.stream("data/rows", {"table": "a"}) as rows:
+                for row in rows: ...
+            rows.result  # what the method returned
+
+        Leaving the loop, by Ctrl-C too, cancels the request.
+        """
+        check_parts(parts)
+        given = stream_options(options, progress)
+        raw, attachments = encode_params(method, params)
+        if not self._inner.is_connected:
+            _, given = self._run(self._inner._ready(given))
+        signal = threading.Event()
+        newest = None if progress is None else Newest(progress, signal)
+        inflow = ThreadInflow(signal, newest)
+        stream = Stream(self, inflow, signal, newest)
+        try:
+            self._schedule(self._begin_stream, method, raw, attachments, given, inflow, parts)
+            return stream
+        except BaseException:
+            stream.close()
+            raise
 
     def map(
         self, method: str, many: Iterable[Any], *, concurrency: int = 16, return_exceptions: bool = False,
         **options: Any,
     ) -> Iterator[Any]:  # fmt: skip
         """The results for many params, in their order; at most `concurrency` in flight. See `AsyncClient.map`."""
+        check_parts(options.get("parts"), again=True)
         if concurrency < 1:
             raise ValueError(f"concurrency {concurrency} is not at least 1")
         window: deque[Future[Any]] = deque()
@@ -189,9 +406,11 @@ class Client:
         """Broadcast. See `AsyncClient.publish`."""
         return self._run(self._inner.publish(endpoint, data, topic=topic, to=to))
 
-    def subscribe(self, endpoint: str | None, *, topic: str | None = None) -> Subscription:
+    def subscribe(
+        self, endpoint: str | None, *, topic: str | None = None, since: int | None = None, epoch: str | None = None
+    ) -> Subscription:
         """Listen: `for message in client.subscribe("data")`. See `AsyncClient.subscribe`."""
-        return Subscription(self, self._run(self._inner.subscribe(endpoint, topic=topic)))
+        return Subscription(self, self._run(self._inner.subscribe(endpoint, topic=topic, since=since, epoch=epoch)))
 
     # ------------------------------------------------------------ asking about the broker
 
@@ -209,26 +428,41 @@ class Client:
 
     # ------------------------------------------------------------ details
 
-    def _submit(self, method: str, params: Any, options: Options) -> Future[Any]:
+    def _submit(
+        self, method: str, params: Any, options: Options, future: Future[Any], tell: Tell | None, parts: Parts | None
+    ) -> None:
         raw, attachments = encode_params(method, params)
+        check_parts(parts)
         if not self._inner.is_connected:
             _, options = self._run(self._inner._ready(options))
-        future: Future[Any] = Future()
-        self._schedule(self._ask, method, raw, attachments, options, future)
-        return future
+        self._schedule(self._ask, method, raw, attachments, options, future, tell, parts)
 
     def _ask(
-        self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, future: Future[Any]
-    ) -> None:
+        self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, future: Future[Any],
+        tell: Tell | None, parts: Parts | None,
+    ) -> None:  # fmt: skip
         """On the loop: put the request on its way, unless it was cancelled meanwhile."""
         connection = self._inner._connection
         assert connection is not None
         try:
             if not future.cancelled():
-                call = connection.ask(method, raw, attachments, options, future)
+                call = self._inner._ask(connection, method, raw, attachments, options, future, tell, parts)
                 future.add_done_callback(lambda future: self._settled(future, call))
         except Exception as error:
             future.set_exception(error)
+
+    def _begin_stream(
+        self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, inflow: Inflow,
+        parts: Parts | None,
+    ) -> None:  # fmt: skip
+        """On the loop: put the request on its way, unless its stream was left meanwhile."""
+        connection = self._inner._connection
+        assert connection is not None
+        try:
+            if not inflow.done():
+                self._inner._begin_stream(connection, method, raw, attachments, options, inflow, parts)
+        except Exception as error:
+            inflow.set_exception(error)
 
     def _settled(self, future: Future[Any], call: Pending) -> None:
         """On whichever thread ended it."""
@@ -262,12 +496,27 @@ class Client:
 
     def _wait(self, future: Future[Result]) -> Result:
         try:
-            if not future.done():
-                self._check_thread()
-            return future.result()
+            look_s = None if future.done() else self._look_s()
+            while True:
+                try:
+                    return future.result(look_s)
+                except TimeoutError:
+                    if future.done():
+                        return future.result()
         except BaseException:
             future.cancel()  # does nothing if it has ended; after Ctrl-C it tells the worker
             raise
+
+    def _wait_telling(self, future: Future[Result], newest: Newest) -> Result:
+        """As `_wait`; what the worker tells meanwhile is told here."""
+        look_s = self._look_s()
+        future.add_done_callback(lambda _: newest.signal.set())
+        while not future.done():
+            newest.signal.wait(look_s)
+            newest.signal.clear()
+            newest.deliver()
+        newest.deliver()
+        return future.result()
 
     def _result(self, future: Future[Any], return_exceptions: bool) -> Any:
         try:
@@ -276,6 +525,17 @@ class Client:
             if return_exceptions:
                 return error
             raise
+
+    def _look_s(self) -> float | None:
+        """How long this thread may wait at a time. Raises RuntimeError where it must not wait at all."""
+        self._check_process()
+        self._check_thread()
+        return INTERRUPTED_S if threading.current_thread() is threading.main_thread() else None
+
+    def _check_process(self) -> None:
+        """Raises RuntimeError after a fork: the thread that runs the loop is not in this process."""
+        if self._process != os.getpid():
+            raise RuntimeError(f"this client was made in process {self._process}; after a fork make a new one")
 
     def _check_thread(self) -> None:
         """Raises RuntimeError in the client's own thread, where waiting would be for ever."""
@@ -287,8 +547,7 @@ class Client:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in its thread, started now if need be. Called with the lock held."""
-        if self._process != os.getpid():
-            raise RuntimeError(f"this client was made in process {self._process}; after a fork make a new one")
+        self._check_process()
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=_turn, args=(self._loop,), name="broker-client", daemon=True)

@@ -1,4 +1,4 @@
-"""Files behind an endpoint that `broker work files` serves: whole, however large, by ranges behind the same calls.
+"""Files behind an endpoint that `broker work files` serves, of any size: they come and go in parts, never as a whole.
 
     async with AsyncClient() as client:
         files = AsyncRemoteFiles(client, "data")
@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,98 +24,61 @@ from broker.peer.errors import BadReply
 if TYPE_CHECKING:
     from broker.client.async_client import AsyncClient
     from broker.client.client import Client
+    from broker.client.stream import Stream
 
-RANGE_BYTES = 8 << 20
-"""sent at a time; of what is read the worker chooses"""
+PIECE_BYTES = 252 * 1024
+"""sent at a time: whole pages, and with its JSON text one part, which is at most 256 KiB"""
 
 Progress = Callable[[int, int], object]
-"""told after every range: bytes so far, and how many there will be"""
+"""told after every part: bytes so far, and how many there will be"""
 
 
-class Ranges:
-    """What to ask for, range after range, until a file is whole. No I/O: `params()` to ask with, `take(reply)`.
+class Tally:
+    """Counts the bytes of a file on their way, to compare them at the end with what the worker has counted."""
 
-    Each reply has to continue the last one; that the file stays the same is the worker's to check, by `version`.
-    """
+    __slots__ = ("crc32", "name", "size")
 
-    def __init__(self, params: dict[str, Any], name: str = "") -> None:
-        self._params = dict(params)
-        self._name = name or str(params.get("path", ""))
-        self._begins_at = self.position = int(params.get("offset") or 0)
-        self._ends_at: int | None = None
-        self.is_done = False
-        self.total = 0
-        """bytes there will be; known after the first reply"""
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.size = 0
+        self.crc32 = 0
 
-    @property
-    def received(self) -> int:
-        """Bytes so far."""
-        return self.position - self._begins_at
-
-    def params(self) -> dict[str, Any]:
-        """The parameters of the next request."""
-        if self._ends_at is None:
-            return self._params
-        params = self._params | {"offset": self.position}
-        if self._params.get("length") is not None:
-            params["length"] = self._ends_at - self.position
-        return params
-
-    def take(self, reply: Any) -> bytes:
-        """The bytes of a reply. Raises BadReply if they do not continue what came, or the file ended early."""
-        data = reply.get("data") if isinstance(reply, dict) else None
-        size = reply.get("size") if isinstance(reply, dict) else None
-        if not isinstance(data, bytes) or not isinstance(size, int):
-            raise BadReply(f"{self._name}: the worker did not send a range of a file, with size and data")
-        if self._ends_at is None:
-            length = self._params.get("length")
-            self._ends_at = max(self._begins_at, size if length is None else min(size, self._begins_at + length))
-            self.total = self._ends_at - self._begins_at
-            if isinstance(reply.get("version"), str):
-                self._params["version"] = reply["version"]
-        offset = reply.get("offset", self.position)
-        if offset != self.position or len(data) > self._ends_at - self.position:
-            raise BadReply(f"{self._name}: {len(data)} bytes from {offset} do not belong at {self.position}")
-        self.position += len(data)
-        self.is_done = self.position == self._ends_at
-        if not self.is_done and not data:
-            raise BadReply(f"{self._name} ended after {self.position} of {self._ends_at} bytes; it has changed")
-        return data
-
-
-class _Pieces:
-    """What to send, piece after piece, of a local file. No I/O but reading it."""
-
-    def __init__(self, file: IO[bytes], path: str, overwrite: bool) -> None:
-        self._file = file
-        self._path = path
-        self._overwrite = overwrite
-        self._upload = secrets.token_hex(8)
-        self._state = os.fstat(file.fileno())
-        self.total = self._state.st_size
-        self.sent = 0
-        self.is_done = False
-
-    def params(self) -> dict[str, Any]:
-        """The next request. Raises ValueError if the file has changed since the first one."""
-        data = self._file.read(RANGE_BYTES)
-        state = os.fstat(self._file.fileno())
-        last = self.sent + len(data) >= self.total
-        whole = self.sent + len(data) == self.total if last else bool(data)
-        if not whole or (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
-            raise ValueError(f"{self._file.name} changed while it was sent")
-        params = {"path": self._path, "data": data, "overwrite": self._overwrite}
-        if self.sent or not last:
-            params |= {"upload": self._upload, "offset": self.sent, "last": last}
-        self.sent += len(data)
-        self.is_done = last
-        return params
+    def add(self, data: Any) -> None:
+        """One more part. Raises BadReply if it is not of bytes."""
+        if not isinstance(data, (bytes, memoryview)):
+            raise BadReply(f"{self.name}: the worker did not send bytes, but {data!r:.80}")
+        self.size += len(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
 
     def check(self, told: Any) -> dict[str, Any]:
-        """The reply to the last piece. Raises BadReply if the worker has another length."""
-        if not isinstance(told, dict) or told.get("size") != self.total:
-            raise BadReply(f"{self._path}: {self.total} bytes were sent, and the worker says {told!r:.200}")
+        """What the worker says of them. Raises BadReply if it has others."""
+        size = told.get("length") if isinstance(told, dict) else None
+        if size != self.size:
+            raise BadReply(f"{self.name}: {self.size} bytes, and the worker says {told!r:.200}")
+        if told.get("crc32", self.crc32) != self.crc32:
+            raise BadReply(f"{self.name}: its {self.size} bytes are damaged: their CRC-32 is not the worker's")
+        assert isinstance(told, dict)
         return told
+
+
+class _LocalFile:
+    """A local file, read part by part."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._state = os.fstat(file.fileno())
+        self.size = self._state.st_size
+        self._read = 0
+
+    def next(self) -> bytes:
+        """The next part, empty at the end. Raises ValueError if the file has changed since it was opened."""
+        data = self._file.read(min(PIECE_BYTES, self.size - self._read))
+        state = os.fstat(self._file.fileno())
+        self._read += len(data)
+        ended_early = not data and self._read < self.size
+        if ended_early or (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
+            raise ValueError(f"{self._file.name} changed while it was sent")
+        return data
 
 
 @contextmanager
@@ -145,15 +109,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 class AsyncRemoteFiles:
     """The files behind one endpoint, through an `AsyncClient`.
 
-    `timeout` is the deadline of each request in seconds (the client's if None); a large file takes several. What the
-    worker refuses is a `RemoteError` of type `FileRefused`, or `FileChanged` for a file that changes between two
-    ranges; other errors are those of `call`.
+    `timeout` is the deadline of each request in seconds (the client's if None). What carries contents has no deadline
+    as long as something flows: for it `timeout` is how long nothing may (the broker's bound if None). What the worker
+    refuses is a `RemoteError` of type `FileRefused`, or `FileChanged` for a file that changes while it is read; other
+    errors are those of `call`. At most a few parts of 256 KiB are held in memory, however large a file is.
     """
 
     def __init__(self, client: AsyncClient, endpoint: str, *, timeout: float | None = None) -> None:
         self.endpoint = endpoint
         self._client = client
         self._options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        self._flow: dict[str, Any] = {"timeout": None, "idle": timeout}
 
     async def _ask(self, method: str, params: dict[str, Any], **options: Any) -> Any:
         given = {name: value for name, value in params.items() if value is not None}
@@ -197,10 +163,13 @@ class AsyncRemoteFiles:
 
     async def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """The contents, all of them or `length` bytes from `offset`; less only where the file ends."""
-        ranges = Ranges({"path": path, "offset": offset, "length": length}, f"{self.endpoint}/{path}")
+        tally = Tally(f"{self.endpoint}/{path}")
         pieces = []
-        while not ranges.is_done:
-            pieces.append(ranges.take(await self._ask("read", ranges.params(), idempotent=True)))
+        async with await self._reading({"path": path, "offset": offset, "length": length}) as stream:
+            async for piece in stream:
+                tally.add(piece)
+                pieces.append(piece)
+        tally.check(stream.result)
         return b"".join(pieces)
 
     async def download(self, path: str, to: str | Path, *, progress: Progress | None = None) -> int:
@@ -208,36 +177,56 @@ class AsyncRemoteFiles:
 
         Raises OSError if it cannot be written.
         """
-        ranges = Ranges({"path": path}, f"{self.endpoint}/{path}")
-        with replacing(Path(to)) as file:
-            while not ranges.is_done:
-                data = ranges.take(await self._ask("read", ranges.params(), idempotent=True))
-                await asyncio.to_thread(file.write, data)
-                if progress is not None:
-                    progress(ranges.received, ranges.total)
-        return ranges.received
+        tally = Tally(f"{self.endpoint}/{path}")
+        state = await self.stat(path)
+        async with await self._reading({"path": path, "version": state.get("version")}) as stream:
+            with replacing(Path(to)) as file:
+                async for piece in stream:
+                    tally.add(piece)
+                    await asyncio.to_thread(file.write, piece)
+                    if progress is not None:
+                        progress(tally.size, state["size"])
+                tally.check(stream.result)
+        return tally.size
+
+    async def _reading(self, params: dict[str, Any]) -> Stream:
+        given = {name: value for name, value in params.items() if value is not None} | {"stream": True}
+        return await self._client.stream(f"{self.endpoint}/read", given, idempotent=True, **self._flow)
 
     async def write(self, path: str, data: bytes, *, overwrite: bool = False) -> dict[str, Any]:
-        """Write a file of at most a message."""
-        told: dict[str, Any] = await self._ask("write", {"path": path, "data": data, "overwrite": overwrite})
-        return told
+        """Write a file. It appears at `path` when all has come."""
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        pieces = [view[at : at + PIECE_BYTES] for at in range(0, len(view), PIECE_BYTES)]
+        tally = Tally(f"{self.endpoint}/{path}")
+        for piece in pieces:
+            tally.add(piece)
+        return await self._write(path, pieces, overwrite, tally, len(view))
 
     async def upload(
         self, file: str | Path, path: str, *, overwrite: bool = False, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Write a local file of any size to `path`, where it appears when all has come.
+        """Write a local file to `path`, where it appears when all has come.
 
-        Its pieces must reach the same folder: with several workers they serve one they share. Raises OSError if it
-        cannot be read, ValueError if it changes meanwhile.
+        Raises OSError if it cannot be read, ValueError if it changes meanwhile.
         """
-        told: Any = None
+        tally = Tally(f"{self.endpoint}/{path}")
         with Path(file).open("rb") as source:  # noqa: ASYNC230 - opening is quick, reading goes to a thread
-            pieces = _Pieces(source, path, overwrite)
-            while not pieces.is_done:
-                told = await self._ask("write", await asyncio.to_thread(pieces.params))
-                if progress is not None:
-                    progress(pieces.sent, pieces.total)
-            return pieces.check(told)
+            local = _LocalFile(source)
+
+            async def pieces() -> AsyncIterator[bytes]:
+                while piece := await asyncio.to_thread(local.next):
+                    yield piece
+                    tally.add(piece)  # when the next is asked for, this one is on its way
+                    if progress is not None:
+                        progress(tally.size, local.size)
+
+            return await self._write(path, pieces(), overwrite, tally, local.size)
+
+    async def _write(
+        self, path: str, pieces: Sequence[memoryview] | AsyncIterator[bytes], overwrite: bool, tally: Tally, size: int
+    ) -> dict[str, Any]:
+        params = {"path": path, "overwrite": overwrite, "size": size}
+        return tally.check(await self._client.call(f"{self.endpoint}/write", params, parts=pieces, **self._flow))
 
     async def delete(self, path: str) -> dict[str, Any]:
         """Remove one file."""

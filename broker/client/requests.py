@@ -6,10 +6,14 @@ import enum
 from functools import lru_cache
 from typing import Any
 
+from broker.client.progress import ProgressFunction, check_progress
+from broker.peer.errors import InvalidRequest
 from broker.peer.session import Options, split_method
 from broker.peer.values import ValueUnfit, encode
 
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_GRACE_S = 30.0
+"""how long the broker keeps a client's session when its connection breaks"""
 
 
 class Unset(enum.Enum):
@@ -35,15 +39,46 @@ def encode_params(method: str, params: Any) -> tuple[bytes, list[bytes | memoryv
         raise ValueUnfit(f"{method}: params cannot be sent: {error}") from None
 
 
+LEFT_TO_BROKER = Options()
+"""no deadline of the caller's own"""
+
+
 @lru_cache(maxsize=256)
-def options_for(
-    timeout: float | None, idempotent: bool = False, retries: int | None = None, wait: bool = False,
-    trace: str | None = None,
-) -> Options:  # fmt: skip
-    """Options, made once for equal arguments. `timeout` in seconds."""
+def options_for(timeout: float | None) -> Options:
+    """Options that say nothing but the deadline, made once for equal ones. `timeout` in seconds. Raises TypeError."""
     if timeout is not None and not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout is a {type(timeout).__name__}; give seconds, or None")
-    return Options(timeout=timeout, idempotent=idempotent, retries=retries, wait=wait, trace=trace)
+    return Options(timeout=timeout)
+
+
+def all_options(
+    timeout: float | None, *, idle: float | None = None, idempotent: bool = False, retries: int | None = None,
+    key: str | None = None, priority: int = 0, group: str | None = None, wait: bool = False, trace: str | None = None,
+    timing: bool = False, progress: ProgressFunction | None = None,
+) -> Options:  # fmt: skip
+    """Options of every kind. Raises TypeError."""
+    check_progress(progress)
+    return Options(
+        timeout=options_for(timeout).timeout, idle=idle, idempotent=idempotent, retries=retries, key=key,
+        priority=priority, group=group, wait=wait, trace=trace, timing=timing, progress=progress is not None,
+    )  # fmt: skip
+
+
+def stream_options(options: dict[str, Any], progress: ProgressFunction | None) -> Options:
+    """Options of a stream. Raises TypeError, and InvalidRequest for a key."""
+    given = all_options(**({"timeout": None} | options), progress=progress)
+    if given.key is not None:
+        raise InvalidRequest("a request with a key is answered as a whole: take call, not stream")
+    return given
+
+
+def check_grace(grace: float) -> float:
+    """Seconds of grace. Raises TypeError and ValueError."""
+    if not isinstance(grace, (int, float)):
+        raise TypeError(f"grace is a {type(grace).__name__}; give seconds, 0 for none")
+    if not 0 <= grace < float("inf"):
+        raise ValueError(f"grace {grace} is no number of seconds; 0 is none")
+    return grace
 
 
 def publish_params(endpoint: str | None, data: Any, topic: str | None, to: str | None) -> dict[str, Any]:

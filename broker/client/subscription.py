@@ -53,6 +53,15 @@ class Inbox:
         if self._last is None:
             self._last = seq
 
+    def begin_anew(self) -> None:
+        """The numbers count from the beginning."""
+        self._last = None
+
+    @property
+    def last(self) -> int | None:
+        """The number of the last message that came."""
+        return self._last
+
     def take(self) -> Message | None:
         """The oldest message; None if there is none."""
         return self._messages.popleft() if self._messages else None

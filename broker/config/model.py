@@ -127,6 +127,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     in_flight_max: Annotated[
         int, Meta(ge=1, le=10_000_000, description="Unfinished requests that one session may have.")
     ] = 10_000
+    requests_per_s: Annotated[
+        float,
+        Meta(ge=0, le=1e9, description="Requests per second of one principal, over all its links; 0: any number."),
+    ] = 0
     batch_max: Annotated[int, Meta(ge=1, le=100_000, description="Members of one JSON-RPC batch.")] = 1000
     endpoints_known_max: Annotated[
         int,
@@ -196,6 +200,52 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float, Meta(gt=0, le=3600, description="Seconds without an answer to a ping until a connection is dead.")
     ] = 20
     pings_per_s: Annotated[int, Meta(ge=1, le=1_000_000, description="Pings a peer may send in a second.")] = 100
+    idle_s: Annotated[
+        _Deadline,
+        Meta(description="Seconds a stream may stand still when its caller names no `idle`."),
+    ] = 30
+    part_max_bytes: Annotated[int, Meta(ge=256 * KIB, le=16 * MIB, description="Bytes of one part of a stream.")] = (
+        256 * KIB
+    )
+    parts_ahead_max: Annotated[
+        int, Meta(ge=4, le=10_000, description="Parts that may be on their way to a reader who asks for so many.")
+    ] = 64
+    grace_max_s: Annotated[
+        float,
+        Meta(ge=0, le=DAY_S, description="The longest time in seconds that a session may outlive its connection."),
+    ] = 300
+    kept_max_bytes: Annotated[
+        int,
+        Meta(ge=0, le=4096 * MIB, description="Bytes kept for a session with grace until it acknowledges them."),
+    ] = 8 * MIB
+    kept_max: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Messages kept for a session with grace until it acknowledges them.")
+    ] = 10_000
+    keys_kept_max: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Finished replies kept for repeats of their idempotency keys.")
+    ] = 10_000
+    keys_kept_max_bytes: Annotated[
+        int, Meta(ge=0, le=4096 * MIB, description="Bytes of finished replies kept for repeats.")
+    ] = 64 * MIB
+    keys_kept_s: Annotated[
+        float, Meta(ge=0, le=7 * DAY_S, description="Seconds for which a finished reply is kept for repeats.")
+    ] = 600
+    memory_soft_bytes: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=1 << 50,
+            description="Bytes of payloads and outboxes held in all from which new requests are refused.",
+        ),
+    ] = 1024 * MIB
+    memory_hard_bytes: Annotated[
+        int,
+        Meta(
+            ge=MIB,
+            le=1 << 50,
+            description="Bytes of payloads and outboxes held in all from which broadcasts are dropped.",
+        ),
+    ] = 1536 * MIB
     strikes_max: Annotated[
         int, Meta(ge=1, le=1000, description="Malformed messages within a minute that close a connection (4400).")
     ] = 3
@@ -228,8 +278,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What holds for one endpoint alone. An endpoint named here is known before a worker has served it."""
 
     policy: Annotated[
-        Literal["least_pending", "round_robin", "newest"],
-        Meta(description="Which of several free workers is asked."),
+        Literal["least_pending", "round_robin", "newest", "sticky"],
+        Meta(description="Which of several workers is asked; `sticky`: always the same one for one `group`."),
     ] = "least_pending"
     queue_max: Annotated[_Count | None, Meta(description="Requests that may wait; otherwise `limits.queue_max`.")] = (
         None
@@ -241,6 +291,21 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deadline_max_s: Annotated[
         _Deadline | None, Meta(description="The longest timeout in seconds; otherwise `limits.deadline_max_s`.")
     ] = None
+    idle_s: Annotated[
+        _Deadline | None, Meta(description="Seconds a stream may stand still; otherwise `limits.idle_s`.")
+    ] = None
+    newest_wins: Annotated[
+        bool,
+        Meta(
+            description="A request takes the place of the waiting one of its method and group "
+            "(without a group: of its method and connection)."
+        ),
+    ] = False
+    history: Annotated[
+        _Count, Meta(description="Broadcasts kept per topic for who subscribes with `since`; 0: none.")
+    ] = 0
+    history_s: Annotated[float, Meta(gt=0, le=366 * DAY_S, description="Seconds for which they are kept.")] = 3600
+    history_max_bytes: Annotated[int, Meta(ge=0, le=4096 * MIB, description="Bytes of them kept per topic.")] = 8 * MIB
     closed: Annotated[
         str,
         Meta(

@@ -56,7 +56,11 @@ def _server(server: Server) -> Iterator[Problem]:
 
 
 def _limits(limits: Limits) -> Iterator[Problem]:
-    for lower, upper in (("deadline_s", "deadline_max_s"), ("outbox_soft_bytes", "outbox_hard_bytes")):
+    for lower, upper in (
+        ("deadline_s", "deadline_max_s"),
+        ("outbox_soft_bytes", "outbox_hard_bytes"),
+        ("memory_soft_bytes", "memory_hard_bytes"),
+    ):
         low, high = getattr(limits, lower), getattr(limits, upper)
         if low > high:
             yield (

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from broker.core import errors
 from broker.core.access import Role
 from broker.core.broadcasts import Broadcasts
-from broker.core.events import Attached, CloseLink, Congested, Detached, PauseReading, ResumeReading
-from broker.core.messages import Body
+from broker.core.events import (
+    Acked,
+    Attached,
+    CloseLink,
+    Congested,
+    Deliver,
+    Detached,
+    NumberedLink,
+    PauseReading,
+    Resumed,
+    ResumeReading,
+    TakeOver,
+)
+from broker.core.kept import Kept
+from broker.core.messages import Body, SessionTold
 from broker.core.registry import Endpoint
 from broker.core.requests import Requests
 from broker.core.sessions import Session
 from broker.core.state import State
+from broker.core.streaming import Streaming
 from broker.core.topics import unnamed_topic
+
+_WORKER: int = Role.WORKER.value
+_ANY: int = (Role.CALLER | Role.WORKER | Role.LISTENER).value
+
+_FINAL = frozenset(
+    [errors.NORMAL.code, errors.GOING_AWAY.code, errors.DRAINED.code]
+    + [close.code for close in errors.CLOSES if not close.come_back]
+)
+
+
+def outlives(code: int) -> bool:
+    """Whether a session with grace outlives a link that was closed with this code."""
+    return code not in _FINAL
 
 
 class Attaching:
     """What follows when a peer comes, goes, or begins or ends to serve an endpoint."""
 
-    __slots__ = ("broadcasts", "effects", "registry", "requests", "sessions", "state")
+    __slots__ = ("broadcasts", "effects", "registry", "requests", "sessions", "state", "streaming")
 
-    def __init__(self, state: State, requests: Requests, broadcasts: Broadcasts) -> None:
+    def __init__(self, state: State, requests: Requests, broadcasts: Broadcasts, streaming: Streaming) -> None:
         self.state = state
-        self.requests, self.broadcasts = requests, broadcasts
+        self.requests, self.broadcasts, self.streaming = requests, broadcasts, streaming
         self.registry, self.sessions, self.effects = state.registry, state.sessions, state.effects
 
     # ------------------------------------------------------------ links
@@ -32,6 +61,10 @@ class Attaching:
         self.state.counters.attached += 1
         session = Session(event, now, limits.capacity)
         self.sessions.open(session)
+        if event.grace_s > 0:
+            session.grace_s = min(event.grace_s, limits.grace_max_s)
+            session.link = session.kept = Kept(cast(NumberedLink, event.link), limits, self.state.budget)
+            self.effects.append(Deliver(session, self._told(session, session.kept, resumed=False)))
         if event.endpoint is None:
             return
         wanted = event.role == Role.WORKER or event.listen
@@ -47,18 +80,79 @@ class Attaching:
         if event.role == Role.WORKER:
             self.serve(session, endpoint, None, session.capacity, event.info, now)
         else:
-            self.broadcasts.announce(endpoint, "attached", session)
+            self.broadcasts.announce(endpoint, "attached", session, now)
 
     def detached(self, event: Detached, now: float) -> None:
-        """A link ended: nothing of its session is left, as caller, worker or listener."""
-        session = event.session
+        """A link ended. A session without grace ends with it; another may go on over a new link for so long."""
+        session, kept = event.session, event.session.kept
         if session.link is None:
             return
+        if kept is not None:
+            if event.link is not kept.link:
+                return  # another link has taken over
+            kept.link = None
+            if outlives(event.code) and not self.state.draining:
+                self._suspend(event, now)
+                return
+        self._gone(event, now)
+
+    def _suspend(self, event: Detached, now: float) -> None:
+        """It is given nothing new, and what is for it is kept."""
+        session = event.session
+        self.state.counters.suspended += 1
+        self.sessions.suspend(session, event, now + session.grace_s)
+        session.congested = True
+        for registration in session.registrations.values():
+            self.registry.refresh(registration)
+
+    def resumed(self, event: Resumed, now: float) -> None:
+        """A session's peer is there again: it goes on where it stood, as far as its credential still allows."""
+        session, kept = event.session, event.session.kept
+        if session.link is None or kept is None:
+            return
+        self.state.counters.resumed += 1
+        old, kept.link = kept.link, None
+        session.expires_at, session.token_id, session.login_id = event.expires_at, event.token_id, event.login_id
+        session.remote = event.remote
+        session.grant(event.grants)
+        self.sessions.resume(session)
+        for attempt in session.attempts.values():
+            attempt.mark = 0  # its peer has the call, or is sent it again now; marks of another link mean nothing here
+        kept.acked(event.received)
+        told = self._told(session, kept, resumed=True)
+        self.effects.append(TakeOver(session, event.link, old, told))
+        for endpoint in list(session.registrations):
+            if not session.may(_WORKER, endpoint.name):
+                self.unserve(session, endpoint, now)
+        for topic in list(session.subscriptions):
+            if not session.may(_ANY, topic.endpoint.name):
+                topic.unsubscribe(session)
+        self.congested(Congested(session, False), now)
+
+    def acked(self, event: Acked, now: float) -> None:
+        """A peer has got what it was sent, up to a number."""
+        kept = event.session.kept
+        if kept is None or not kept.acked(event.n):
+            self.state.counters.acks_ignored += 1
+        elif event.session.withheld and not event.session.is_behind:
+            self.streaming.reads_again(event.session)
+
+    def _told(self, session: Session, kept: Kept, *, resumed: bool) -> SessionTold:
+        name = self.state.peer_name(session)
+        return SessionTold(name, session.secret, session.grace_s, resumed, kept.received, kept.cut)
+
+    def _gone(self, event: Detached, now: float) -> None:
+        """Nothing of the session is left, as caller, worker or listener."""
+        session = event.session
         self.state.counters.detached += 1
-        session.link = None
+        if session.kept is not None:
+            session.kept.forget()
+        session.link = session.kept = None
+        session.withheld = {}
         self.sessions.close(session)
         for topic in list(session.subscriptions):
             topic.unsubscribe(session)
+        self.state.replays.forget(session)
         endpoints = list(session.registrations)
         for registration in list(session.registrations.values()):
             self.registry.unregister(registration)
@@ -68,9 +162,9 @@ class Attaching:
             requests.abandon(endpoint, now)
         requests.worker_gone(event, now)
         if session.endpoint is not None and not endpoints and session.endpoint in self.registry.by_name:
-            self.broadcasts.announce(self.registry.by_name[session.endpoint], "detached", session)
+            self.broadcasts.announce(self.registry.by_name[session.endpoint], "detached", session, now)
         for endpoint in endpoints:
-            self.broadcasts.announce(endpoint, "unserved", session)
+            self.broadcasts.announce(endpoint, "unserved", session, now)
 
     def congested(self, event: Congested, now: float) -> None:
         """A peer does not read what it is sent, or does so again."""
@@ -81,15 +175,34 @@ class Attaching:
         for registration in session.registrations.values():
             self.registry.refresh(registration)
             self.requests.feed(registration, now)
+        if session.withheld and not event.congested:
+            self.streaming.reads_again(session)
+        if not event.congested:
+            self.broadcasts.reads_again(session)
         if not event.congested:
             self.effects.append(ResumeReading(session))  # it may have become a worker since it was paused
         elif not session.registrations:  # a worker must stay free to answer, or both sides would wait for the other
             self.effects.append(PauseReading(session))
 
     def expire(self, now: float, limit: int) -> None:
-        """Turn away at most `limit` sessions whose credential has expired."""
+        """Turn away at most `limit` sessions whose credential has expired; forget those whose grace is over."""
         for session in self.sessions.expiry.take_due(now, limit):
+            if session.lost_link is not None:
+                self._gone(session.lost_link, now)
+                continue
             self.effects.append(CloseLink(session, errors.UNAUTHORISED, "the credential has expired"))
+
+    def forget(self, session: Session, now: float) -> bool:
+        """End a session that has no link, before its grace is over; False if it has one."""
+        if session.lost_link is None:
+            return False
+        self._gone(session.lost_link, now)
+        return True
+
+    def forget_suspended(self, now: float) -> None:
+        """End all sessions that have no link: the broker leaves, and they cannot come back."""
+        for session in list(self.sessions.by_id.values()):
+            self.forget(session, now)
 
     # ------------------------------------------------------------ serving
 
@@ -105,7 +218,8 @@ class Attaching:
         """It is a worker of the endpoint from now on, and is given what waits."""
         registration = self.registry.register(session, endpoint, methods, capacity, info)
         self.requests.feed(registration, now)
-        self.broadcasts.announce(endpoint, "serving", session)
+        self.requests.feed_all(endpoint, now)
+        self.broadcasts.announce(endpoint, "serving", session, now)
 
     def unserve(self, session: Session, endpoint: Endpoint, now: float) -> bool:
         """It is no worker of the endpoint any more, and may finish what it has; False if it was none."""
@@ -114,7 +228,7 @@ class Attaching:
             return False
         self.registry.unregister(registration)
         self.requests.abandon(endpoint, now)
-        self.broadcasts.announce(endpoint, "unserved", session)
+        self.broadcasts.announce(endpoint, "unserved", session, now)
         return True
 
     # ------------------------------------------------------------ closed endpoints
@@ -125,6 +239,8 @@ class Attaching:
         for endpoint in self.registry.by_name.values():
             if endpoint.limits.closed:
                 self._shut(endpoint, now)
+            else:
+                self.requests.feed_all(endpoint, now)
         # Last, so that an outcome still reaches whose link is closed.
         self.effects += [CloseLink(session, errors.ENDPOINT_CLOSED, why) for session, why in shut_out]
 
@@ -137,5 +253,5 @@ class Attaching:
         """Give a closed endpoint's workers nothing more, though their links may be open for a while; end what waits."""
         for registration in list(endpoint.registrations.values()):
             self.registry.unregister(registration)
-            self.broadcasts.announce(endpoint, "unserved", registration.session)
+            self.broadcasts.announce(endpoint, "unserved", registration.session, now)
         self.requests.close(endpoint, now)

@@ -12,6 +12,9 @@ from broker.core.sessions import Session
 from broker.core.state import State
 from broker.core.topics import PEERS_TOPIC, Topic
 
+HISTORY_SHARE = 4
+"""All histories together hold at most this part of `memory_soft_bytes`, so that they do not stop the requests."""
+
 _SPEAKER: int = (Role.CALLER | Role.WORKER).value
 
 _encode = msgspec.json.Encoder().encode
@@ -25,16 +28,21 @@ class Broadcasts:
     def __init__(self, state: State) -> None:
         self.state = state
 
-    def no_room(self) -> bool:
-        """Whether too many are under way for one more; it counts as refused then."""
-        if len(self.state.fanouts) < self.state.limits.fanouts_max:
-            return False
-        self.state.counters.broadcasts_refused += 1
-        return True
+    def bound_reached(self) -> str:
+        """The bound for which one more is refused; empty if there is room. It counts as refused then."""
+        state = self.state
+        if state.budget.used > state.limits.memory_hard_bytes:
+            bound = "memory"
+        elif len(state.fanouts) >= state.limits.fanouts_max:
+            bound = "fanouts"
+        else:
+            return ""
+        state.counters.broadcasts_refused += 1
+        return bound
 
-    def to_topic(self, topic: Topic, body: Body) -> None:
-        """To who hears the topic now, under its next number."""
-        self._fan_out(topic.next(body), topic.snapshot())
+    def to_topic(self, topic: Topic, body: Body, now: float) -> None:
+        """To who hears the topic now, under its next number; kept for who comes later, if the endpoint keeps any."""
+        self._publish(topic, topic.next(body), now)
 
     def to_one(self, target: Session, endpoint: str | None, topic: str | None, body: Body) -> None:
         """To one session, which is told the endpoint and topic as the publisher named them."""
@@ -52,7 +60,7 @@ class Broadcasts:
         self._fan_out(Broadcast(None, None, None, body), listeners)
         return len(listeners)
 
-    def announce(self, endpoint: Endpoint, what: str, session: Session) -> None:
+    def announce(self, endpoint: Endpoint, what: str, session: Session, now: float) -> None:
         """Tell those who listen to comings and goings at an endpoint."""
         topic = endpoint.topics.get(PEERS_TOPIC)
         if topic is None or not topic.subscribers:
@@ -64,8 +72,82 @@ class Broadcasts:
             "workers": len(endpoint.registrations),
         }
         message = topic.next(Body(_encode(view)))
-        if not self.no_room():  # else its number is taken: by the gap listeners see what they missed
-            self._fan_out(message, topic.snapshot())
+        if not self.bound_reached():  # else its number is taken: by the gap listeners see what they missed
+            self._publish(topic, message, now)
+
+    # ------------------------------------------------------------ history
+
+    def hear_again(self, session: Session, topic: Topic, since: int) -> None:
+        """Let a session hear what a topic keeps with numbers above `since`, and then whatever comes.
+
+        It begins when `go_on` is called.
+        """
+        self.leave(session, topic)
+        replay = topic.replay(session, since)
+        if replay is not None:
+            self.state.counters.replays += 1
+            self.state.replays.put(replay)
+
+    def go_on(self) -> None:
+        """Whoever has something to hear again hears it from now on."""
+        if self.state.replays.ready:
+            self.state.effects.append(StartFanout())
+
+    def leave(self, session: Session, topic: Topic) -> bool:
+        """Let a session hear a topic no more, not even what is under way; False if it did not."""
+        if not topic.unsubscribe(session):
+            return False
+        self.state.fanouts.leave(session, topic)
+        return True
+
+    def reads_again(self, session: Session) -> None:
+        """A session reads again: what it was hearing goes on."""
+        self.state.replays.wake(session)
+        self.go_on()
+
+    def age(self, now: float, limit: int) -> None:
+        """Let go of what has become too old, of at most `limit` topics."""
+        state = self.state
+        for topic in state.ageing.take_due(now, limit):
+            topic.ageing = False
+            self.prune(topic, now)
+
+    def reconfigured(self, now: float) -> None:
+        """The bounds of histories may be others now."""
+        for endpoint in self.state.registry.by_name.values():
+            for topic in endpoint.topics.values():
+                self.prune(topic, now)
+
+    def prune(self, topic: Topic, now: float) -> None:
+        """Let go of what is beyond the bounds of its history."""
+        self._count(topic.history.prune(topic.endpoint.limits, self._room_bytes(topic), now))
+        self._await_age(topic)
+
+    def _room_bytes(self, topic: Topic) -> int:
+        """What the histories of other topics leave for this one of their share of the memory."""
+        state = self.state
+        return state.limits.memory_soft_bytes // HISTORY_SHARE - (state.history_bytes - topic.history.bytes)
+
+    def _count(self, size: int) -> None:
+        self.state.budget.used += size
+        self.state.history_bytes += size
+
+    def _await_age(self, topic: Topic) -> None:
+        oldest_at = topic.history.oldest_at
+        if oldest_at is not None and not topic.ageing:
+            topic.ageing = True
+            self.state.ageing.add(topic, oldest_at + topic.endpoint.limits.history_s)
+
+    # ------------------------------------------------------------ out
+
+    def _publish(self, topic: Topic, message: Broadcast, now: float) -> None:
+        limits = topic.endpoint.limits
+        if limits.history:
+            self._count(topic.history.keep(message, limits, self._room_bytes(topic), now))
+            if not topic.ageing:
+                self._await_age(topic)
+                self.state.effects.append(StartFanout())  # whoever does it looks at the deadlines again
+        self._fan_out(message, topic.snapshot())
 
     def _fan_out(self, message: Broadcast, listeners: tuple[Session, ...]) -> None:
         self.state.counters.broadcasts += 1

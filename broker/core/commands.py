@@ -10,11 +10,14 @@ import msgspec
 from broker.core.access import NAME, Role
 from broker.core.messages import Raw
 from broker.core.options import Written
+from broker.core.pending import ASSIGNED, QUEUED
+from broker.core.wrong import what_is_wrong
 
 if TYPE_CHECKING:
     from broker.core.pending import Request
     from broker.core.registry import Endpoint
     from broker.core.sessions import Session
+    from broker.core.streams import Flow
 
 INFO_SHOWN_MAX_BYTES = 1 << 20
 """of `info` in one `broker.describe`"""
@@ -55,7 +58,8 @@ class SubscribeParams(msgspec.Struct, forbid_unknown_fields=True):
 
     endpoint: Name | None = None
     topic: Name | None = None
-    since: int | None = None
+    since: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    epoch: str | None = None
 
 
 class PublishParams(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -71,6 +75,25 @@ class EndpointParams(msgspec.Struct, forbid_unknown_fields=True):
     """`broker.describe`, `broker.endpoints`: which endpoint."""
 
     endpoint: Name | None = None
+
+
+class PendingParams(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`broker.pending`, `broker.admin.pending`: of which endpoint, trace, or number; without any, all.
+
+    `trace` is a whole `meta.trace`, or the trace id within a W3C traceparent.
+    """
+
+    endpoint: Name | None = None
+    trace: str | None = None
+    request: int | None = None
+
+    def fits(self, request: Request) -> bool:
+        """Whether it is asked about."""
+        return (
+            (self.request is None or request.id == self.request)
+            and (self.endpoint is None or request.endpoint.name == self.endpoint)
+            and (self.trace is None or _is_trace(self.trace, request.options.trace))
+        )
 
 
 class CancelParams(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,6 +122,8 @@ def read_params(raw: Raw, kind: type[Params]) -> Params:
         raw = b"{}"
     try:
         return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise CommandError(what_is_wrong(error, kind.__struct_fields__, whole="params")) from None
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise CommandError(str(error)) from None
 
@@ -143,22 +168,48 @@ class PeerView(msgspec.Struct, kw_only=True):
     executing: int
     connected_s: float
     congested: bool
+    suspended: bool
     strikes: int
     nameless_replies: int
 
 
+class FlowView(msgspec.Struct):
+    """One direction of a stream: the parts that were passed on and their bytes, the parts that may still come now."""
+
+    parts: int
+    bytes: int
+    credit: int
+    ended: bool
+
+
 class PendingView(msgspec.Struct, kw_only=True):
-    """One live request as `broker.admin.pending` lists it."""
+    """One live request as `broker.pending` and `broker.admin.pending` list it. Times in seconds.
+
+    `state` is `queued`, `executing`, `streaming`, or `joined` to the request `leader` by its key; `joined` is how many
+    have joined this one. `place` counts those that wait at the endpoint in the order they were asked, from 1; as
+    callers take turns, a later one may be given out first. `up` goes from the caller to the worker.
+    """
 
     request: int
     peer: str
+    principal: str
     endpoint: str
     method: str
     state: str
+    place: int | None
     worker: str | None
     attempts: int
     age_s: float
     left_s: float
+    idle_left_s: float | None
+    up: FlowView | None
+    down: FlowView | None
+    priority: int
+    key: str | None
+    group: str | None
+    leader: int | None
+    joined: int
+    trace: str | None
 
 
 def view_endpoint(endpoint: Endpoint) -> EndpointView:
@@ -209,6 +260,7 @@ def view_peers(sessions: Iterable[Session], peer_name: PeerNames, now: float) ->
             executing=len(session.attempts),
             connected_s=round(now - session.attached_at, 3),
             congested=session.congested,
+            suspended=session.lost_link is not None,
             strikes=len(session.strikes),
             nameless_replies=session.nameless_replies,
         )
@@ -217,21 +269,53 @@ def view_peers(sessions: Iterable[Session], peer_name: PeerNames, now: float) ->
 
 
 def view_pending(requests: Iterable[Request], peer_name: PeerNames, now: float) -> list[PendingView]:
-    """Live requests: where each is, who has it, how old it is."""
-    return [
-        PendingView(
-            request=request.id,
-            peer=peer_name(request.session),
-            endpoint=request.endpoint.name,
-            method=request.method,
-            state=request.state.value,
-            worker=peer_name(request.attempt.session) if request.attempt else None,
-            attempts=request.attempts,
-            age_s=round(now - request.accepted_at, 3),
-            left_s=round(request.deadline - now, 3),
-        )
-        for request in requests
-    ]
+    """Live requests: where each is, who has it, how far it is, how old it is."""
+    places: dict[Endpoint, dict[Request, int]] = {}
+    return [_view_request(request, peer_name, now, places) for request in requests]
+
+
+def _view_request(
+    request: Request, peer_name: PeerNames, now: float, places: dict[Endpoint, dict[Request, int]]
+) -> PendingView:
+    options, stream, endpoint, work = request.options, request.stream, request.endpoint, request.work
+    place = None
+    if request.state is QUEUED:
+        if endpoint not in places:
+            places[endpoint] = {each: number for number, each in enumerate(endpoint.queue, 1)}
+        place = places[endpoint].get(request)
+    leader = None if work is None or work.leader is request else work.leader
+    attempt = (leader or request).attempt
+    return PendingView(
+        request=request.id,
+        peer=peer_name(request.session),
+        principal=request.session.principal,
+        endpoint=endpoint.name,
+        method=request.method,
+        state="executing" if request.state is ASSIGNED else request.state.value,
+        place=place,
+        worker=peer_name(attempt.session) if attempt else None,
+        attempts=request.attempts,
+        age_s=round(now - request.accepted_at, 3),
+        left_s=round(request.deadline - now, 3),
+        idle_left_s=None if stream is None else round(stream.touched_at + stream.idle_s - now, 3),
+        up=_view_flow(stream.up) if stream and options.stream_out else None,
+        down=_view_flow(stream.down) if stream else None,
+        priority=options.priority,
+        key=options.key,
+        group=options.group,
+        leader=leader.id if leader else None,
+        joined=len(work.joined) if work and leader is None else 0,
+        trace=options.trace,
+    )
+
+
+def _view_flow(flow: Flow) -> FlowView:
+    return FlowView(flow.next_seq, flow.bytes, flow.told - flow.next_seq, flow.ended)
+
+
+def _is_trace(given: str, trace: str | None) -> bool:
+    """Whether this is the trace, or the trace id of a traceparent (W3C Trace Context, section 3.2)."""
+    return trace is not None and (trace == given or (len(given) == 32 and trace.split("-")[1:2] == [given]))
 
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from broker.core.errors import KINDS
 
-BOUNDS = ("in_flight", "queue", "endpoints", "names", "topics", "fanouts")
+BOUNDS = ("in_flight", "rate", "queue", "endpoints", "names", "topics", "fanouts", "memory")
 """what `overloaded` may name"""
 LATENCY_BUCKETS = 32
 """Bucket k counts requests that took less than 2**k microseconds, and no less than half of that."""
@@ -12,10 +12,12 @@ class Counters:
     """The books. At every moment `accepted` equals the sum of `ended` plus what is pending."""
 
     __slots__ = (
-        "accepted", "attached", "attempts", "broadcasts", "broadcasts_refused", "cancels", "copies", "copies_dropped",
-        "detached", "ended", "foreign_replies", "late_replies", "latency", "latency_sum_s", "malformed",
-        "nameless_replies",
-        "notifications", "notifications_dropped", "overloaded", "retries", "strikes",
+        "accepted", "acks_ignored", "attached", "attempts", "broadcasts", "broadcasts_refused", "cancels", "copies",
+        "copies_dropped", "detached", "displaced", "ended", "foreign_replies", "keys_joined", "keys_repeated",
+        "late_replies", "latency", "latency_sum_s", "malformed", "nameless_replies", "notifications",
+        "notifications_dropped", "overloaded", "part_bytes_down", "part_bytes_up", "parts_down", "parts_dropped",
+        "parts_up", "progress", "progress_dropped", "replays", "resumed", "retries", "streams_broken", "strikes",
+        "superseded", "suspended",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -24,9 +26,13 @@ class Counters:
         self.overloaded = dict.fromkeys(BOUNDS, 0)
         self.latency = [0] * LATENCY_BUCKETS
         self.latency_sum_s = 0.0
+        self.displaced = 0
+        self.superseded = 0
         self.attempts = 0
         self.retries = 0
         self.cancels = 0
+        self.keys_joined = 0
+        self.keys_repeated = 0
         self.late_replies = 0
         self.foreign_replies = 0
         self.nameless_replies = 0
@@ -36,6 +42,18 @@ class Counters:
         self.notifications_dropped = 0
         self.broadcasts = 0
         self.broadcasts_refused = 0
+        self.parts_down = 0
+        self.parts_up = 0
+        self.parts_dropped = 0
+        self.part_bytes_down = 0
+        self.part_bytes_up = 0
+        self.streams_broken = 0
+        self.progress = 0
+        self.progress_dropped = 0
+        self.suspended = 0
+        self.acks_ignored = 0
+        self.resumed = 0
+        self.replays = 0
         self.copies = 0
         self.copies_dropped = 0
         self.attached = 0

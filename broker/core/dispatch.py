@@ -1,26 +1,37 @@
-"""Which worker gets the next request, and the requests that wait for one."""
+"""Which worker gets the next request."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, ClassVar
 
 from sortedcontainers import SortedDict
 
 if TYPE_CHECKING:
-    from broker.core.pending import Request
+    from broker.core.ids import SessionId
     from broker.core.registry import Registration
 
 LEVELS_MAX = 4096
 """Loads at or above this count as equal, which bounds the levels' memory at 300 KiB per endpoint."""
 
 
-class Policy(ABC):
-    """Chooses among the registrations that can take one more request."""
+GROUPS_REMEMBERED = 4096
+"""groups whose worker is kept at hand"""
 
-    __slots__ = ()
+
+class Policy(ABC):
+    """Chooses among the registrations that can take one more request; `registrations` are all, busy ones too."""
+
+    __slots__ = ("registrations",)
+
+    binds: ClassVar[bool] = False
+    """whether a group is bound to one registration, for which its requests wait"""
+
+    def __init__(self, registrations: Collection[Registration] = ()) -> None:
+        self.registrations = registrations
 
     @abstractmethod
     def add(self, registration: Registration) -> None:
@@ -31,8 +42,8 @@ class Policy(ABC):
         """This one cannot, for now."""
 
     @abstractmethod
-    def choose(self, method: str) -> Registration | None:
-        """Which one takes a request for this method; None if none of them has it."""
+    def choose(self, method: str, group: str | None = None) -> Registration | None:
+        """Which one takes a request for this method; None if none of them has it. Most policies mind no group."""
 
     @abstractmethod
     def changed(self, registration: Registration, before: int) -> None:
@@ -49,12 +60,22 @@ class Policy(ABC):
             registration.load = before + 1
             self.changed(registration, before)
 
-    def take(self, method: str) -> Registration | None:
+    def take(self, method: str, group: str | None = None) -> Registration | None:
         """As `choose`, and it has one request more."""
-        registration = self.choose(method)
+        registration = self.choose(method, group)
         if registration is not None:
             self.load(registration)
         return registration
+
+    def target(self, method: str, group: str) -> Registration | None:
+        """The one to which the group is bound for this method, busy or not; None if any may take it, or nobody can."""
+        return None
+
+    def came(self, registration: Registration) -> None:  # noqa: B027 - who is there matters where groups are bound
+        """It serves the endpoint from now on, or has other methods."""
+
+    def left(self, registration: Registration) -> None:  # noqa: B027
+        """It serves the endpoint no more, or will have other methods."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -68,7 +89,8 @@ class LeastPending(Policy):
 
     __slots__ = ("_levels", "_lowest", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, registrations: Collection[Registration] = ()) -> None:
+        super().__init__(registrations)
         self._levels: list[dict[Registration, None]] = [{}]
         self._lowest = 0
         self._size = 0
@@ -81,7 +103,7 @@ class LeastPending(Policy):
         del self._levels[min(registration.load, LEVELS_MAX)][registration]
         self._size -= 1
 
-    def choose(self, method: str) -> Registration | None:
+    def choose(self, method: str, group: str | None = None) -> Registration | None:
         if not self._size:
             return None
         levels, lowest = self._levels, self._lowest
@@ -97,7 +119,7 @@ class LeastPending(Policy):
                     return registration
         return None
 
-    def take(self, method: str) -> Registration | None:
+    def take(self, method: str, group: str | None = None) -> Registration | None:
         if not self._size:
             return None
         levels, lowest = self._levels, self._lowest
@@ -112,7 +134,7 @@ class LeastPending(Policy):
             levels[level][registration] = None
             registration.load = load
             return registration
-        return super().take(method)
+        return super().take(method, group)
 
     def changed(self, registration: Registration, before: int) -> None:
         levels, load = self._levels, registration.load
@@ -142,7 +164,8 @@ class RoundRobin(Policy):
 
     __slots__ = ("_order",)
 
-    def __init__(self) -> None:
+    def __init__(self, registrations: Collection[Registration] = ()) -> None:
+        super().__init__(registrations)
         self._order: OrderedDict[Registration, None] = OrderedDict()
 
     def add(self, registration: Registration) -> None:
@@ -151,7 +174,7 @@ class RoundRobin(Policy):
     def remove(self, registration: Registration) -> None:
         del self._order[registration]
 
-    def choose(self, method: str) -> Registration | None:
+    def choose(self, method: str, group: str | None = None) -> Registration | None:
         for registration in self._order:
             if registration.methods is None or method in registration.methods:
                 self._order.move_to_end(registration)
@@ -170,7 +193,8 @@ class Newest(Policy):
 
     __slots__ = ("_by_age",)
 
-    def __init__(self) -> None:
+    def __init__(self, registrations: Collection[Registration] = ()) -> None:
+        super().__init__(registrations)
         self._by_age: SortedDict[int, Registration] = SortedDict()
 
     def add(self, registration: Registration) -> None:
@@ -179,7 +203,7 @@ class Newest(Policy):
     def remove(self, registration: Registration) -> None:
         del self._by_age[registration.number]
 
-    def choose(self, method: str) -> Registration | None:
+    def choose(self, method: str, group: str | None = None) -> Registration | None:
         for number in reversed(self._by_age):
             registration: Registration = self._by_age[number]
             if registration.methods is None or method in registration.methods:
@@ -193,48 +217,61 @@ class Newest(Policy):
         return len(self._by_age)
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {
+class Sticky(LeastPending):
+    """Requests of one group go to the same worker, and wait for it while others are free; the rest as least pending.
+
+    Which one is found by rendezvous hashing: of those that have the method, the one with the highest `rank`. So one
+    that comes or goes moves its own groups alone. Looking a group up that is not remembered costs 1 µs per worker.
+    """
+
+    __slots__ = ("_targets",)
+
+    binds = True
+
+    def __init__(self, registrations: Collection[Registration] = ()) -> None:
+        super().__init__(registrations)
+        self._targets: dict[tuple[str, str], Registration] = {}
+
+    def choose(self, method: str, group: str | None = None) -> Registration | None:
+        if group is None:
+            return super().choose(method)
+        target = self.target(method, group)
+        return target if target is not None and target.free else None
+
+    def take(self, method: str, group: str | None = None) -> Registration | None:
+        return super().take(method) if group is None else Policy.take(self, method, group)
+
+    def target(self, method: str, group: str) -> Registration | None:
+        target = self._targets.get((method, group))
+        if target is not None:
+            return target
+        able = [r for r in self.registrations if r.methods is None or method in r.methods]
+        if not able:
+            return None
+        if len(self._targets) >= GROUPS_REMEMBERED:
+            self._targets.clear()
+        target = self._targets[method, group] = max(able, key=lambda r: rank(r.session.id, group))
+        return target
+
+    def came(self, registration: Registration) -> None:
+        for (method, group), target in self._targets.items():
+            if registration.methods is None or method in registration.methods:
+                mine = rank(registration.session.id, group)
+                if mine > rank(target.session.id, group):
+                    self._targets[method, group] = registration
+
+    def left(self, registration: Registration) -> None:
+        self._targets = {name: target for name, target in self._targets.items() if target is not registration}
+
+
+def rank(session: SessionId, group: str) -> bytes:
+    """How well a group suits a worker: the same in every process, and no pattern in it."""
+    return hashlib.blake2b(b"%d %b" % (session, group.encode()), digest_size=8).digest()
+
+
+POLICIES: dict[str, Callable[[Collection[Registration]], Policy]] = {
     "least_pending": LeastPending,
     "round_robin": RoundRobin,
     "newest": Newest,
+    "sticky": Sticky,
 }
-
-
-class Queue:
-    """The requests of one endpoint that wait for a worker, in the order they came."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: OrderedDict[Request, None] = OrderedDict()
-
-    def put(self, request: Request) -> None:
-        """Add at the end."""
-        self._waiting[request] = None
-
-    def put_first(self, request: Request) -> None:
-        """Add at the front: it has waited before."""
-        self._waiting[request] = None
-        self._waiting.move_to_end(request, last=False)
-
-    def discard(self, request: Request) -> None:
-        """Take out, wherever it stands."""
-        self._waiting.pop(request, None)
-
-    def take(self, registration: Registration) -> Request | None:
-        """Take out the first one this worker can do."""
-        methods = registration.methods
-        for request in self._waiting:
-            if methods is None or request.method in methods:
-                del self._waiting[request]
-                return request
-        return None
-
-    def __contains__(self, request: object) -> bool:
-        return request in self._waiting
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._waiting)
-
-    def __len__(self) -> int:
-        return len(self._waiting)

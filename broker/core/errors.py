@@ -60,11 +60,12 @@ CANCELLED = Kind(
 )  # fmt: skip
 DENIED = Kind(
     "denied", -32006, 403, False, "Not allowed with this credential",
-    "Ask whoever runs the broker for a token with the role at this endpoint.",
+    "Ask whoever runs the broker for a token with the role at this endpoint; `broker.admin.*` need `admin`.",
 )  # fmt: skip
 SHUTTING_DOWN = Kind(
-    "shutting_down", -32007, 503, True, "The broker is shutting down", "Connect again in a moment and repeat."
-)
+    "shutting_down", -32007, 503, True, "The broker is shutting down",
+    "Connect again in a moment and repeat; what is not retryable may have run, look first.",
+)  # fmt: skip
 TOO_LARGE = Kind(
     "too_large",
     -32008,

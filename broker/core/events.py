@@ -9,7 +9,7 @@ import msgspec
 from broker.core.access import Grant, Role
 from broker.core.errors import Close, Kind
 from broker.core.ids import AttemptId, SessionId, WireId
-from broker.core.messages import DEFAULT_OPTIONS, EMPTY, Body, Message, Options
+from broker.core.messages import DEFAULT_OPTIONS, EMPTY, Body, Message, Options, SessionTold
 
 if TYPE_CHECKING:
     from broker.core.sessions import Session
@@ -39,11 +39,25 @@ class Link(Protocol):
         """Take input again."""
 
 
+class NumberedLink(Link, Protocol):
+    """A link whose dialect can number what it sends: what a session with grace needs."""
+
+    def deliver_numbered(self, message: Message, n: int) -> None:
+        """As `deliver`; the peer is told that this is message `n` of the session."""
+
+    def broadcast_numbered(self, message: Message, frames: dict[str, bytes], n: int) -> bool:
+        """As `broadcast`; the peer is told that this is message `n` of the session."""
+        ...
+
+
 # ---------------------------------------------------------------- events
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
-    """A peer has been authenticated and is there. `expires_at` is on the clock of `now`, None for never."""
+    """A peer has been authenticated and is there. `expires_at` is on the clock of `now`, None for never.
+
+    With `grace_s` its session outlives the link, which must be a `NumberedLink`; `secret` is what it comes back with.
+    """
 
     session: SessionId
     link: Link
@@ -54,6 +68,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     listen: bool = True
     capacity: int | None = None
     grace_s: float = 0.0
+    secret: str = ""
     expires_at: float | None = None
     token_id: str = ""
     login_id: str = ""
@@ -69,6 +84,31 @@ class Detached(msgspec.Struct, frozen=True):
     code: int
     reason: str
     flushed: int
+    link: Link | None = None
+    """whose end it was, for sessions that outlive one"""
+
+
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """A session's peer is there again over a new link, and has shown the secret and a credential of its principal.
+
+    `received` is the number of the last message it got.
+    """
+
+    session: Session
+    link: NumberedLink
+    received: int
+    grants: tuple[Grant, ...]
+    expires_at: float | None = None
+    token_id: str = ""
+    login_id: str = ""
+    remote: str = ""
+
+
+class Acked(msgspec.Struct, frozen=True, gc=False):
+    """A peer with grace has got all messages up to number `n`."""
+
+    session: Session
+    n: int
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -145,6 +185,36 @@ class Cancel(msgspec.Struct, frozen=True, gc=False):
     wire_id: WireId
 
 
+class PartSent(msgspec.Struct, frozen=True, gc=False):
+    """A part of a stream, of the request `wire_id` from its caller, or of the attempt from its worker (else 0)."""
+
+    session: Session
+    wire_id: WireId | None
+    attempt: AttemptId
+    seq: int
+    body: Body
+    more: bool = False
+    last: bool = False
+
+
+class CreditGranted(msgspec.Struct, frozen=True, gc=False):
+    """The receiver of parts takes those with `seq` below `upto`; addressed as `PartSent` is."""
+
+    session: Session
+    wire_id: WireId | None
+    attempt: AttemptId
+    upto: int
+
+
+class Progressed(msgspec.Struct, frozen=True, gc=False):
+    """A worker says how far it is: by the attempt, or, where that is 0, by the token its caller named (JSON text)."""
+
+    session: Session
+    attempt: AttemptId
+    token: bytes
+    body: Body
+
+
 class Congested(msgspec.Struct, frozen=True, gc=False):
     """A peer's outbox rose above its soft bound, or fell below half of it."""
 
@@ -159,7 +229,8 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Attached | Detached | Asked | Answered | BadReply | Stray | Malformed | Refused | Cancel | Congested | Drain
+    Attached | Resumed | Detached | Acked | Asked | Answered | BadReply | PartSent | CreditGranted | Progressed | Stray
+    | Malformed | Refused | Cancel | Congested | Drain
 )  # fmt: skip
 
 
@@ -193,8 +264,17 @@ class ResumeReading(msgspec.Struct, frozen=True, gc=False):
     session: Session
 
 
+class TakeOver(msgspec.Struct, frozen=True, gc=False):
+    """Go on with this session over a new link: say where it stands, send what is kept, close the link it had."""
+
+    session: Session
+    link: NumberedLink
+    old: NumberedLink | None
+    told: SessionTold
+
+
 class StartFanout(msgspec.Struct, frozen=True, gc=False):
     """There are broadcasts to deliver: fetch them in slices from `Router.fanouts`."""
 
 
-Effect: TypeAlias = Deliver | CloseLink | PauseReading | ResumeReading | StartFanout
+Effect: TypeAlias = Deliver | CloseLink | PauseReading | ResumeReading | TakeOver | StartFanout

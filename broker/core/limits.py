@@ -13,6 +13,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """requests waiting per endpoint → overloaded, bound `queue`"""
     in_flight_max: int = 10_000
     """requests per session that have not ended → overloaded, bound `in_flight`"""
+    requests_per_s: float = 0.0
+    """requests and notifications per principal and second, as many at once; 0: any number → overloaded, bound `rate`"""
     capacity: int = 1024
     """attempts at once at a worker that named no capacity of its own"""
     message_max_bytes: int = 16 * 1024 * 1024
@@ -27,6 +29,27 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """methods one `broker.serve` may name → invalid"""
     fanouts_max: int = 1000
     """broadcasts under way → overloaded, bound `fanouts`"""
+    idle_s: float = 30.0
+    """without a part in either direction, once parts flow, where the caller names no `idle` → deadline"""
+    part_max_bytes: int = 256 * 1024
+    """one part of a stream, JSON and attachments together → bad_reply, invalid"""
+    parts_ahead_max: int = 64
+    """parts a receiver may ask for beyond those it has got; more is cut to this"""
+    grace_max_s: float = 300.0
+    """how long a session may outlive its link; more is cut to this"""
+    kept_max_bytes: int = 8 * 1024 * 1024
+    """messages kept for a session with grace until it acknowledges them, their payloads"""
+    kept_max: int = 10_000
+    """the same, their number"""
+    keys_kept_max: int = 10_000
+    """finished replies kept for repeats of their idempotency keys; the oldest goes first"""
+    keys_kept_max_bytes: int = 64 * 1024 * 1024
+    """the same, their payloads"""
+    keys_kept_s: float = 600.0
+    memory_soft_bytes: int = 1024 * 1024 * 1024
+    """payloads and outboxes held in all, above which new requests are refused → overloaded, bound `memory`"""
+    memory_hard_bytes: int = 1536 * 1024 * 1024
+    """the same, above which broadcasts are dropped"""
     strikes_max: int = 3
     """malformed messages within `strike_memory_s` before the link is closed with 4400"""
     strike_memory_s: float = 60.0
@@ -41,5 +64,12 @@ class EndpointLimits(msgspec.Struct, frozen=True, kw_only=True):
     queue_max: int | None = None
     deadline_s: float | None = None
     deadline_max_s: float | None = None
+    idle_s: float | None = None
+    newest_wins: bool = False
+    """a request displaces the one of its group (else of its caller) and method that still waits → cancelled"""
+    history: int = 0
+    """broadcasts kept per topic for `since`, at most; 0: none"""
+    history_s: float = 3600.0
+    history_max_bytes: int = 8 * 1024 * 1024
     closed: str = ""
     """a reason: sockets that attach here are told it with close code 4404 and ended"""

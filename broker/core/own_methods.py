@@ -26,6 +26,8 @@ from broker.core.topics import Topic, topic_of
 
 LIST_MAX = 10_000
 """rows of one listing; the oldest come first"""
+OWN_LIST_MAX = 1000
+"""the same, of who is no administrator: 10 ms"""
 LIST_KEPT_FROM, LIST_KEPT_S_PER_ROW = 100, 0.0001
 """A listing of endpoints with at least so many rows is kept for so long, in seconds per row."""
 LISTS_KEPT = 16
@@ -58,8 +60,10 @@ class OwnMethods:
             "broker.endpoints": self._list_endpoints,
             "broker.describe": self._describe,
             "broker.ping": self._ping,
+            "broker.pending": self._list_own,
             "broker.admin.peers": self._list_peers,
             "broker.admin.pending": self._list_pending,
+            "broker.admin.memory": self._memory,
             "broker.admin.cancel": self._admin_cancel,
             "broker.admin.close": self._admin_close,
         }
@@ -87,6 +91,7 @@ class OwnMethods:
             if wire_id is not None:
                 body = result if isinstance(result, Body) else Body(_encode(result))
                 self.refusals.end(session, wire_id, ENDED_HERE, body)
+            self.broadcasts.go_on()  # behind the answer of who asked for it
 
     def _find(self, event: Asked) -> Callable[[Asked, float], object]:
         if event.method.startswith("broker.admin.") and not event.session.is_admin:
@@ -105,11 +110,11 @@ class OwnMethods:
             options = merge(params, event.options)
         except OptionError as error:
             raise CommandError(str(error)) from None
-        options = msgspec.structs.replace(options, meta=event.options.meta)
+        options = msgspec.structs.replace(options, meta=event.options.meta or options.timing)
         body = Body(params.params, event.body.attachments)
         asked = Asked(event.session, event.wire_id, name, params.method, body, options)
         if event.wire_id is None:
-            self.requests.notify(asked)
+            self.requests.notify(asked, now)
         else:
             self.requests.asked(asked, now)
 
@@ -164,26 +169,38 @@ class OwnMethods:
 
     def _subscribe(self, event: Asked, now: float) -> object:
         params = read_params(event.body.raw, commands.SubscribeParams)
-        if params.since is not None:
-            raise CommandError("since is not supported by this broker yet: topics keep no history; leave it out")
         endpoint = self._endpoint(event, params.endpoint, Role.LISTENER)
         known = endpoint.topics.get(params.topic)
         if known is None or event.session not in known.subscribers:
             self._one_more_name(event.session)
         topic = self._topic(endpoint, params.topic)
-        topic.subscribe(event.session)
-        return {"endpoint": endpoint.name, "topic": topic.name, "seq": topic.seq}
+        self.broadcasts.prune(topic, now)
+        epoch = self._epoch(topic)
+        if params.since is None:
+            topic.subscribe(event.session)
+        else:
+            void = params.since > topic.seq or params.epoch not in (None, epoch)
+            self.broadcasts.hear_again(event.session, topic, 0 if void else params.since)
+        first = topic.history.first or topic.seq + 1
+        return {"endpoint": endpoint.name, "topic": topic.name, "seq": topic.seq, "first": first, "epoch": epoch}
+
+    def _epoch(self, topic: Topic) -> str:
+        """Names the life of a topic, within which its numbers count."""
+        return f"{self.state.node}.{topic.number}" if topic.number else self.state.node
 
     def _unsubscribe(self, event: Asked, now: float) -> object:
         params = read_params(event.body.raw, commands.SubscribeParams)
         name, endpoint = self._known(event, params.endpoint, Role.LISTENER)
         topic = endpoint.topics.get(params.topic) if endpoint else None
-        subscribed = topic is not None and topic.unsubscribe(event.session)
+        subscribed = topic is not None and self.broadcasts.leave(event.session, topic)
         return {"endpoint": name, "topic": params.topic, "subscribed": subscribed}
 
     def _topic(self, endpoint: Endpoint, name: str | None) -> Topic:
         topics_max = self.state.limits.topics_per_endpoint_max
-        topic = topic_of(endpoint, name, topics_max)
+        topic = endpoint.topics.get(name)
+        if topic is None:
+            self.state.topics_made += 1
+            topic = topic_of(endpoint, name, topics_max, self.state.topics_made)
         if topic is None:
             raise _overloaded("topics", f"{topics_max} topics of {endpoint.name} are in use")
         return topic
@@ -191,8 +208,11 @@ class OwnMethods:
     def _publish(self, event: Asked, now: float) -> object:
         params = read_params(event.body.raw, commands.PublishParams)
         body = Body(params.data, event.body.attachments)
-        if self.broadcasts.no_room():
-            raise _overloaded("fanouts", f"{self.state.limits.fanouts_max} broadcasts are under way")
+        bound = self.broadcasts.bound_reached()
+        if bound:
+            limits = self.state.limits
+            memory = f"{self.state.budget.used} bytes wait here, more than {limits.memory_hard_bytes}"
+            raise _overloaded(bound, memory if bound == "memory" else f"{limits.fanouts_max} broadcasts are under way")
         if params.topic is not None and params.topic.startswith("broker."):
             raise CommandError(f"topic {params.topic}: names that begin with broker. are the broker's own")
         session = event.session
@@ -203,11 +223,11 @@ class OwnMethods:
             return {"seq": None, "listeners": self.broadcasts.to_all(session, body)}
         _, endpoint = self._known(event, params.endpoint, Role.CALLER | Role.WORKER)
         topic = endpoint.topics.get(params.topic) if endpoint else None
-        if endpoint is not None and topic is None and params.topic is None:
-            topic = self._topic(endpoint, None)
+        if endpoint is not None and topic is None and (params.topic is None or endpoint.limits.history):
+            topic = self._topic(endpoint, params.topic)
         if topic is None:
             return {"seq": None, "listeners": 0}
-        self.broadcasts.to_topic(topic, body)
+        self.broadcasts.to_topic(topic, body, now)
         return {"seq": topic.seq, "listeners": len(topic.subscribers)}
 
     def _publish_to(self, session: Session, to: str, params: commands.PublishParams, body: Body) -> object:
@@ -252,6 +272,19 @@ class OwnMethods:
         uptime_s = round(now - state.started_at, 3)
         return {"node": state.node, "peer": state.peer_name(event.session), "uptime_s": uptime_s, "version": VERSION}
 
+    def _list_own(self, event: Asked, now: float) -> object:
+        """The live requests of this session's principal, over all its sessions, and nobody else's."""
+        params = read_params(event.body.raw, commands.PendingParams)
+        principal = event.session.principal
+        found = (
+            request
+            for session in self.state.sessions.by_id.values()
+            if session.principal == principal
+            for request in session.requests.values()
+            if params.fits(request)
+        )
+        return commands.view_pending(islice(found, OWN_LIST_MAX), self.state.peer_name, now)
+
     # ------------------------------------------------------------ administration
 
     def _list_peers(self, event: Asked, now: float) -> object:
@@ -260,8 +293,16 @@ class OwnMethods:
         return commands.view_peers(sessions, self.state.peer_name, now)
 
     def _list_pending(self, event: Asked, now: float) -> object:
+        params = read_params(event.body.raw, commands.PendingParams)
+        found = (request for request in self.state.requests() if params.fits(request))
+        return commands.view_pending(islice(found, LIST_MAX), self.state.peer_name, now)
+
+    def _memory(self, event: Asked, now: float) -> object:
         read_params(event.body.raw, commands.NoParams)
-        return commands.view_pending(islice(self.state.requests(), LIST_MAX), self.state.peer_name, now)
+        state, limits = self.state, self.state.limits
+        held = state.held() | {"outboxes": state.budget.outboxes}
+        held = {"requests": state.budget.used - sum(held.values())} | held
+        return {"used": state.budget.used, **held, "soft": limits.memory_soft_bytes, "hard": limits.memory_hard_bytes}
 
     def _admin_cancel(self, event: Asked, now: float) -> object:
         number = read_params(event.body.raw, commands.CancelParams).request
@@ -273,7 +314,7 @@ class OwnMethods:
     def _admin_close(self, event: Asked, now: float) -> object:
         params = read_params(event.body.raw, commands.CloseParams)
         target = self.state.peer(params.peer)
-        if target is not None:
+        if target is not None and not self.attaching.forget(target, now):
             self.state.effects.append(CloseLink(target, errors.FORBIDDEN, params.reason))
         return {"peer": params.peer, "closed": target is not None}
 

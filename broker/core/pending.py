@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from broker.core.budget import SMALL_BYTES, Budget, size_of
 from broker.core.deadlines import Deadlines
 from broker.core.ids import AttemptId, RequestId, WireId
 from broker.core.limits import Limits
 from broker.core.messages import Body, Options
 
 if TYPE_CHECKING:
+    from broker.core.keys import Work
     from broker.core.registry import Endpoint, Registration
     from broker.core.sessions import Session
+    from broker.core.streams import Stream
 
 
 class RequestState(enum.Enum):
-    """QUEUED → ASSIGNED → STREAMING → ENDED; back to QUEUED by a retry; ENDED is absorbing."""
+    """QUEUED → ASSIGNED → STREAMING → ENDED; back to QUEUED by a retry; ENDED is absorbing.
+
+    JOINED waits for the work another request with the same key leads, and may have to take it over.
+    """
 
     QUEUED = "queued"
     ASSIGNED = "assigned"
     STREAMING = "streaming"
+    JOINED = "joined"
     ENDED = "ended"
 
 
@@ -35,20 +42,12 @@ class AttemptState(enum.Enum):
 
 
 # The members, fetched once: an attribute of an Enum class costs 70 ns each time it is looked up.
-QUEUED, ASSIGNED, ENDED = RequestState.QUEUED, RequestState.ASSIGNED, RequestState.ENDED
+QUEUED, ASSIGNED, STREAMING = RequestState.QUEUED, RequestState.ASSIGNED, RequestState.STREAMING
+JOINED, ENDED = RequestState.JOINED, RequestState.ENDED
 OPEN, DONE = AttemptState.OPEN, AttemptState.DONE
 
 # Requests and attempts are hidden from the garbage collector (gc=False: 0.5 µs less for each request that stays a
 # while). They refer to one another and to what holds them; `Pending` cuts these ties when they end, and all end.
-
-
-class Flow(msgspec.Struct, eq=False):
-    """One direction of a stream: the next sequence number, up to where parts may be sent, bytes so far."""
-
-    next_seq: int = 0
-    granted_upto: int = 0
-    bytes: int = 0
-    ended: bool = False
 
 
 class Attempt(msgspec.Struct, eq=False, gc=False):
@@ -63,8 +62,6 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     registration: Registration
     sent_at: float
     mark: int = 0
-    up: Flow | None = None
-    down: Flow | None = None
     state: AttemptState = AttemptState.OPEN
 
     @property
@@ -74,7 +71,11 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
 
 
 class Request(msgspec.Struct, eq=False, gc=False):
-    """One accepted request: addresses and times, no callback. `deadline` and `accepted_at` are on the loop's clock."""
+    """One accepted request: addresses and times, no callback. `deadline` and `accepted_at` are on the loop's clock.
+
+    `held` is its share of the budget. Of attempts that were lost, `sent_at` is when the last was made, and `spent_s`
+    how long all had it.
+    """
 
     id: RequestId
     session: Session
@@ -89,7 +90,12 @@ class Request(msgspec.Struct, eq=False, gc=False):
     state: RequestState = RequestState.QUEUED
     attempt: Attempt | None = None
     attempts: int = 0
-    waiters: tuple[tuple[Session, WireId], ...] = ()
+    stream: Stream | None = None
+    held: int = 0
+    sent_at: float | None = None
+    spent_s: float = 0.0
+    work: Work | None = None
+    repeated: bool = False
 
 
 class Pending:
@@ -99,9 +105,10 @@ class Pending:
     worker's `attempts`.
     """
 
-    __slots__ = ("attempts_made", "count", "deadlines", "requests_made")
+    __slots__ = ("attempts_made", "budget", "count", "deadlines", "requests_made")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, budget: Budget) -> None:
+        self.budget = budget
         self.deadlines: Deadlines[Request] = Deadlines(limits.slot_s)
         self.count = 0
         self.requests_made = 0
@@ -117,6 +124,8 @@ class Pending:
         request.slot = self.deadlines.add(request, deadline)
         session.requests[wire_id] = request
         self.count += 1
+        if (body.attachments or len(body.raw) > SMALL_BYTES) and (size := size_of(body)) > SMALL_BYTES:
+            self.budget.hold(request, size)
         return request
 
     def close(self, request: Request) -> None:
@@ -124,6 +133,10 @@ class Pending:
         request.state = ENDED
         del request.session.requests[request.wire_id]
         attempt = request.attempt
+        if request.stream is not None:
+            request.session.withheld.pop(request, None)
+            if attempt is not None:
+                attempt.session.withheld.pop(request, None)
         if attempt is not None:
             attempt.state = DONE
             request.attempt = None
@@ -135,6 +148,8 @@ class Pending:
                 slot.clear()  # an emptied dict keeps the room it had at its fullest: 55 KB at 25,000 requests a second
             request.slot = None
         self.count -= 1
+        if request.held:
+            self.budget.hold(request, -request.held)
 
     def open_attempt(self, request: Request, registration: Registration, now: float) -> Attempt:
         """Give a request to a worker."""
@@ -152,8 +167,14 @@ class Pending:
         attempt.request.attempt = None
         del attempt.registration.session.attempts[attempt.id]
 
+    def put_off(self, request: Request, due_at: float) -> None:
+        """It is due at another moment."""
+        if request.slot is not None:
+            request.slot.pop(request, None)
+        request.slot = self.deadlines.add(request, due_at)
+
     def take_due(self, now: float, limit: int) -> list[Request]:
-        """At most `limit` requests whose deadline has passed, in order; they must be closed."""
+        """At most `limit` requests whose deadline has passed, in order; they must be closed, or put off."""
         due = self.deadlines.take_due(now, limit)
         for request in due:
             request.slot = None

@@ -6,7 +6,7 @@ from broker.core import errors
 from broker.core.errors import Kind, Outcome
 from broker.core.events import Asked, Deliver, Refused
 from broker.core.ids import WireId
-from broker.core.messages import Body, End
+from broker.core.messages import Body, End, ReplyMeta
 from broker.core.sessions import Session
 from broker.core.state import State
 
@@ -35,7 +35,14 @@ class Refusals:
         self.effects = state.effects
 
     def refuse(
-        self, event: Asked, kind: Kind, detail: str = "", *, bound: str = "", retryable: bool | None = None
+        self,
+        event: Asked,
+        kind: Kind,
+        detail: str = "",
+        *,
+        bound: str = "",
+        retryable: bool | None = None,
+        retry_after_ms: int = RETRY_AFTER_MS,
     ) -> None:
         """End what was asked; a notification just ends. `bound` names the one that was reached."""
         outcome = Outcome(
@@ -45,16 +52,16 @@ class Refusals:
             endpoint=event.endpoint,
             method=event.method,
             bound=bound,
-            retry_after_ms=RETRY_AFTER_MS if bound else None,
+            retry_after_ms=retry_after_ms if bound else None,
         )
         if bound:
             self.counters.overloaded[bound] += 1
         if event.wire_id is not None:
             self.end(event.session, event.wire_id, outcome, None)
 
-    def overloaded(self, event: Asked, bound: str, detail: str) -> None:
+    def overloaded(self, event: Asked, bound: str, detail: str, retry_after_ms: int = RETRY_AFTER_MS) -> None:
         """End what was asked because a bound was reached."""
-        self.refuse(event, errors.OVERLOADED, detail, bound=bound)
+        self.refuse(event, errors.OVERLOADED, detail, bound=bound, retry_after_ms=retry_after_ms)
 
     def refused(self, event: Refused, now: float) -> None:
         """Its codec has refused it already, not knowing whether the id is in flight."""
@@ -69,9 +76,11 @@ class Refusals:
         )
         self.end(session, event.wire_id, outcome, None)
 
-    def end(self, session: Session, wire_id: WireId, outcome: Outcome, body: Body | None) -> None:
+    def end(
+        self, session: Session, wire_id: WireId, outcome: Outcome, body: Body | None, meta: ReplyMeta | None = None
+    ) -> None:
         """End a request that never stood in the tables."""
         self.counters.accepted += 1
         self.counters.ended[outcome.kind.name] += 1
         if session.link is not None:
-            self.effects.append(Deliver(session, End(wire_id, outcome, body)))
+            self.effects.append(Deliver(session, End(wire_id, outcome, body, meta)))

@@ -6,11 +6,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from broker.core.dispatch import POLICIES, Policy, Queue
+from broker.core.dispatch import POLICIES, Policy
 from broker.core.limits import EndpointLimits, Limits
+from broker.core.lines import Line, Lines
 from broker.core.messages import EMPTY, Body
+from broker.core.queue import Queue
 
 if TYPE_CHECKING:
+    from broker.core.pending import Request
     from broker.core.sessions import Session
     from broker.core.topics import Topic
 
@@ -52,16 +55,17 @@ class Endpoint:
     """
 
     __slots__ = (
-        "configured", "deadline_max_s", "deadline_s", "free", "leaving", "limits", "listeners", "name", "queue",
-        "queue_max", "registrations", "served", "topics",
+        "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits", "lines",
+        "listeners", "name", "queue", "queue_max", "registrations", "served", "topics",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, own: EndpointLimits | None) -> None:
         self.name = name
         self.served = False
         self.configure(limits, own)
-        self.free: Policy = POLICIES[self.limits.policy]()
         self.registrations: dict[Session, Registration] = {}
+        self.free: Policy = POLICIES[self.limits.policy](self.registrations.values())
+        self.lines = Lines()
         self.leaving: dict[Session, Registration] = {}
         self.queue = Queue()
         self.topics: dict[str | None, Topic] = {}
@@ -75,6 +79,7 @@ class Endpoint:
         self.queue_max = limits.queue_max if self.limits.queue_max is None else self.limits.queue_max
         self.deadline_max_s = self.limits.deadline_max_s or limits.deadline_max_s
         self.deadline_s = min(self.limits.deadline_s or limits.deadline_s, self.deadline_max_s)
+        self.idle_s = self.limits.idle_s or limits.idle_s
 
     @property
     def in_use(self) -> bool:
@@ -89,6 +94,29 @@ class Endpoint:
     def has_method(self, method: str) -> bool:
         """Whether some worker serves the method, busy or not."""
         return any(r.methods is None or method in r.methods for r in self.registrations.values())
+
+    def line_of(self, request: Request) -> Line:
+        """Where a request waits: with all that the same workers can do."""
+        group = request.options.group
+        if group is not None and self.free.binds:
+            target = self.free.target(request.method, group)
+            if target is not None:
+                return self.lines.bound(target)
+        return self.lines.of(request.method)
+
+    def sort_queue(self) -> None:
+        """Workers have come or gone, or have other methods: what waits may stand in another line now."""
+        if self.queue and (self.lines.changed or self.free.binds):
+            self.queue.sort(self.line_of)
+        self.lines.changed = False
+
+    def begin_policy(self) -> None:
+        """Choose by the policy that is configured now, among the workers that are free now."""
+        self.free = POLICIES[self.limits.policy](self.registrations.values())
+        for registration in self.registrations.values():
+            if registration.free:
+                self.free.add(registration)
+        self.queue.sort(self.line_of)
 
     def __repr__(self) -> str:
         return f"<endpoint {self.name} workers={len(self.registrations)} queued={len(self.queue)}>"
@@ -126,10 +154,7 @@ class Registry:
             policy = endpoint.limits.policy
             endpoint.configure(limits, self.configured.get(name))
             if endpoint.limits.policy != policy:
-                endpoint.free = POLICIES[endpoint.limits.policy]()
-                for registration in endpoint.registrations.values():
-                    if registration.free:
-                        endpoint.free.add(registration)
+                endpoint.begin_policy()
 
     def closed(self, name: str) -> str:
         """Why an endpoint is closed; empty if it is open."""
@@ -151,9 +176,15 @@ class Registry:
             endpoint.registrations[session] = session.registrations[endpoint] = registration
             endpoint.served = True
             self.by_name.move_to_end(endpoint.name)
+            endpoint.lines.declare(methods)
         else:
             self.set_free(registration, False)
+            endpoint.free.left(registration)
+            endpoint.lines.declare(methods)  # first, so that one who says the same again changes nothing
+            endpoint.lines.withdraw(registration.methods)
         registration.methods, registration.capacity, registration.info = methods, capacity, info
+        endpoint.free.came(registration)
+        endpoint.sort_queue()
         self.refresh(registration)
         return registration
 
@@ -163,8 +194,13 @@ class Registry:
         registration.gone = True
         if registration.load:
             registration.endpoint.leaving[registration.session] = registration
-        del registration.endpoint.registrations[registration.session]
-        del registration.session.registrations[registration.endpoint]
+        endpoint = registration.endpoint
+        del endpoint.registrations[registration.session]
+        del registration.session.registrations[endpoint]
+        endpoint.free.left(registration)
+        endpoint.lines.withdraw(registration.methods)
+        endpoint.lines.forget(registration)
+        endpoint.sort_queue()
 
     def refresh(self, registration: Registration) -> None:
         """Look again whether it can take requests."""

@@ -7,16 +7,24 @@ more.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
+import msgspec
+
 from broker.core import errors
 from broker.core.access import Role
 from broker.core.errors import ENDED_OK, Kind, Outcome
 from broker.core.events import Answered, Asked, BadReply, Cancel, Deliver, Detached
-from broker.core.messages import Body, Call, CancelAttempt, End, Notify, ReplyMeta
-from broker.core.pending import QUEUED, Attempt, Request
-from broker.core.refusals import DUPLICATE, Refusals
+from broker.core.keys import JOINED_MAX, Kept, Work, digest_of
+from broker.core.messages import Body, Call, CancelAttempt, End, Notify, ReplyMeta, Timing
+from broker.core.pending import ENDED, JOINED, QUEUED, Attempt, Request
+from broker.core.rates import Rates
+from broker.core.refusals import DUPLICATE, RETRY_AFTER_MS, Refusals
 from broker.core.registry import Endpoint, Registration
 from broker.core.sessions import Session
 from broker.core.state import State
+from broker.core.streams import Stream, begin, new_stream
 
 _CALLER: int = Role.CALLER.value
 
@@ -24,13 +32,14 @@ _CALLER: int = Role.CALLER.value
 class Requests:
     """Everything that happens to requests."""
 
-    __slots__ = ("counters", "effects", "pending", "refusals", "registry", "state")
+    __slots__ = ("counters", "effects", "keys", "pending", "rates", "refusals", "registry", "state")
 
     def __init__(self, state: State, refusals: Refusals) -> None:
         self.state = state
         self.refusals = refusals
         self.registry, self.pending = state.registry, state.pending
-        self.counters, self.effects = state.counters, state.effects
+        self.counters, self.effects, self.keys = state.counters, state.effects, state.keys
+        self.rates = Rates()
 
     # ------------------------------------------------------------ in
 
@@ -41,10 +50,11 @@ class Requests:
             return
         if wire_id is None:
             self.counters.notifications += 1
-            self.notify(event)
+            self.notify(event, now)
             return
         if wire_id in session.requests:
-            self.refusals.refuse(event, errors.DUPLICATE_ID, DUPLICATE)
+            if not _is_said_again(event):
+                self.refusals.refuse(event, errors.DUPLICATE_ID, DUPLICATE)
             return
         if not (session.roles.get(name, 0) & _CALLER or session.may(_CALLER, name)):  # saves a call: 0.04 µs
             self.refusals.refuse(event, errors.DENIED, f"{session.who} may not call {name}")
@@ -53,9 +63,16 @@ class Requests:
         if state.draining:
             self.refusals.refuse(event, errors.SHUTTING_DOWN)
             return
-        in_flight_max = state.limits.in_flight_max
+        limits = state.limits
+        if limits.requests_per_s and not self._within_rate(event, now):
+            return
+        in_flight_max = limits.in_flight_max
         if len(session.requests) >= in_flight_max:
             self.refusals.overloaded(event, "in_flight", f"{in_flight_max} requests of this session are in flight")
+            return
+        if state.budget.used > state.limits.memory_soft_bytes:
+            detail = f"{state.budget.used} bytes wait here, more than {state.limits.memory_soft_bytes}"
+            self.refusals.overloaded(event, "memory", detail)
             return
         endpoint = self.registry.by_name.get(name)
         if endpoint is None or not endpoint.registrations:
@@ -70,21 +87,42 @@ class Requests:
             detail = f"timeout {timeout:g} s is above the bound of {endpoint.deadline_max_s:g} s at {name}"
             self.refusals.refuse(event, errors.INVALID_PARAMS, detail)
             return
-        registration = endpoint.free.take(method)
-        if registration is None and not self._may_wait(event, endpoint):
+        digest = None
+        if options.key is not None:
+            digest = digest_of(event)
+            if self._repeats(event, endpoint, digest, now + timeout, now):
+                return
+        registration = endpoint.free.take(method, options.group)
+        if registration is None and not self._may_wait(event, endpoint, now):
             return
         self.counters.accepted += 1
         request = self.pending.open(session, wire_id, endpoint, method, event.body, options, now, now + timeout)
+        if options.idle is not None:
+            stream = self.stream_of(request, now)
+            self.pending.put_off(request, stream.due(request))
+        if digest is not None:
+            self.keys.begin(request, event, digest)
         if registration is None:
-            endpoint.queue.put(request)
+            endpoint.queue.put(request, endpoint.line_of(request))
         else:
             self._assign(request, registration, now)
+
+    def _within_rate(self, event: Asked, now: float) -> bool:
+        """Whether its principal may ask one more now. If not, it has been refused."""
+        principal, per_s = event.session.principal, self.state.limits.requests_per_s
+        wait_s = self.rates.take(principal, per_s, now)
+        if wait_s:
+            detail = f"{principal} asks more than {per_s:g} a second"
+            self.refusals.overloaded(event, "rate", detail, math.ceil(wait_s * 1000 - 1e-6))
+        return not wait_s
 
     def _unserved(self, event: Asked, endpoint: Endpoint | None, now: float) -> Endpoint | None:
         """Nobody serves it: refuse, unless the caller waits for somebody to come."""
         name, limits, refusals = event.endpoint, self.state.limits, self.refusals
         if endpoint is not None and endpoint.limits.closed:
             refusals.refuse(event, errors.DENIED, endpoint.why_closed)
+        elif endpoint is not None and event.options.key is not None and self._knows(event, now):
+            return endpoint
         elif event.options.wait:
             endpoint = endpoint or self.registry.get_or_make(name)
             if endpoint is not None:
@@ -98,16 +136,42 @@ class Requests:
             refusals.refuse(event, errors.NO_WORKER, f"all workers of {name} have gone")
         return None
 
-    def _may_wait(self, event: Asked, endpoint: Endpoint) -> bool:
-        """No worker is free for it: whether it may wait. If not, it has been refused."""
+    def _may_wait(self, event: Asked, endpoint: Endpoint, now: float) -> bool:
+        """No worker is free for it: whether it may wait. If not, it has been refused; else another may have ended."""
         if endpoint.registrations and not endpoint.has_method(event.method):
             detail = f"no worker of {endpoint.name} has a method {event.method}"
             self.refusals.refuse(event, errors.NO_METHOD, detail)
-        elif len(endpoint.queue) >= endpoint.queue_max:
+        elif endpoint.limits.newest_wins and self._supersede(event, endpoint, now):
+            return True
+        elif len(endpoint.queue) >= endpoint.queue_max and not self._displace(event, endpoint, now):
             self.refusals.overloaded(event, "queue", f"{endpoint.queue_max} requests wait for {endpoint.name}")
         else:
             return True
         return False
+
+    def _supersede(self, event: Asked, endpoint: Endpoint, now: float) -> bool:
+        """End the older request of which this is the newer one, if one waits."""
+        older = endpoint.queue.superseded(event.session, event.method, event.options.group)
+        if older is None:
+            return False
+        endpoint.queue.discard(older)
+        self.counters.superseded += 1
+        self._end(older, outcome_of(errors.CANCELLED, older, now, cause="superseded"), None, now)
+        return True
+
+    def _displace(self, event: Asked, endpoint: Endpoint, now: float) -> bool:
+        """The queue is full: end the newest request of who holds more of it than this caller, if there is one."""
+        displaced = endpoint.queue.displaced(event.session.principal)
+        if displaced is None or len(endpoint.queue) > endpoint.queue_max:
+            return False
+        endpoint.queue.discard(displaced)
+        detail = f"{endpoint.queue_max} requests wait for {endpoint.name}, and another caller had fewer than this one"
+        outcome = outcome_of(errors.OVERLOADED, displaced, now, detail=detail)
+        outcome = msgspec.structs.replace(outcome, bound="queue", retry_after_ms=RETRY_AFTER_MS)
+        self.counters.overloaded["queue"] += 1
+        self.counters.displaced += 1
+        self._end(displaced, outcome, None, now)
+        return True
 
     def _assign(self, request: Request, registration: Registration, now: float) -> None:
         """Give a request to a worker that has been taken for it."""
@@ -118,14 +182,23 @@ class Requests:
             return
         attempt = self.pending.open_attempt(request, registration, now)
         self.counters.attempts += 1
+        if request.work is not None:
+            for joined in request.work.joined:
+                joined.attempts = request.attempts
         call = Call(attempt, request.endpoint.name, request.method, request.body, request.deadline - now)
         self.effects.append(Deliver(registration.session, call))
+        if request.stream is not None:
+            self.state.budget.hold(request, -request.stream.kept_bytes())  # they go on now
+            begin(request, attempt, self.effects)
 
-    def notify(self, event: Asked) -> None:
+    def notify(self, event: Asked, now: float) -> None:
         """Give a call nobody waits for to one worker, if one is free. No slot, no queue, no answer."""
         endpoint = self.registry.by_name.get(event.endpoint)
-        if endpoint is not None and event.session.may(_CALLER, event.endpoint) and not self.state.draining:
-            registration = endpoint.free.choose(event.method)
+        allowed = event.session.may(_CALLER, event.endpoint) and not self.state.draining
+        if allowed and self.state.limits.requests_per_s:
+            allowed = self._within_rate(event, now)
+        if endpoint is not None and allowed:
+            registration = endpoint.free.choose(event.method, event.options.group)
             body = event.body
             if registration is not None and (not body.attachments or self._fits(registration.session, body)):
                 notify = Notify(endpoint.name, event.method, body)
@@ -146,11 +219,13 @@ class Requests:
             return
         request, registration = attempt.request, attempt.registration
         outcome = ENDED_OK if error is None else outcome_of(errors.WORKER_ERROR, request, now, error.retryable)
-        if body.attachments and request.session.link is not None and not self._fits(request.session, body):
-            detail = f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
-            self._end(request, outcome_of(errors.TOO_LARGE, request, now, detail=detail), None, now)
-        else:
-            self._end(request, outcome, body, now, worker)
+        if request.stream is not None and request.stream.gathered and error is None:
+            try:
+                body = self.state.join(request.stream.gathered, request.stream.more, body)
+            except ValueError as fault:
+                self.bad_reply(BadReply(worker, event.attempt, str(fault)), now)
+                return
+        self._end(request, outcome, body, now, worker)
         self._free(registration, now)
 
     def bad_reply(self, event: BadReply, now: float) -> None:
@@ -173,26 +248,153 @@ class Requests:
     def _bound_text(self) -> str:
         return f"the bound of {self.state.limits.message_max_bytes} bytes for a message"
 
+    @property
+    def _too_large_reply(self) -> str:
+        return f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
+
+    # ------------------------------------------------------------ idempotency keys
+
+    def _repeats(self, event: Asked, endpoint: Endpoint, digest: bytes, deadline: float, now: float) -> bool:
+        """Whether its key is known: then it joins the work that is under way, gets the reply that is kept, or ends."""
+        self.keys.forget(self.state.limits, now)
+        found = self.keys.find(event)
+        if found is None:
+            return False
+        if found.digest != digest:
+            detail = "an earlier request with this key had another method, other params or other attachments"
+            self.refusals.refuse(event, errors.KEY_CONFLICT, detail)
+        elif isinstance(found, Work):
+            if len(found.joined) >= JOINED_MAX:
+                self.refusals.overloaded(event, "queue", f"{JOINED_MAX} requests wait for what this key names")
+            else:
+                self._join(event, endpoint, found, deadline, now)
+        else:
+            self._repeat(event, found)
+        return True
+
+    def _knows(self, event: Asked, now: float) -> bool:
+        """Whether its key is known."""
+        self.keys.forget(self.state.limits, now)
+        return self.keys.find(event) is not None
+
+    def _join(self, event: Asked, endpoint: Endpoint, work: Work, deadline: float, now: float) -> None:
+        """Take in a request that waits for what another has asked."""
+        self.counters.accepted += 1
+        self.counters.keys_joined += 1
+        body = work.leader.body  # the same, and here already
+        assert event.wire_id is not None
+        request = self.pending.open(
+            event.session, event.wire_id, endpoint, event.method, body, event.options, now, deadline
+        )
+        self.keys.join(request, work)
+        leader = work.leader
+        if leader.deadline <= now and leader.attempt is None:  # it is due, and will not be given out any more
+            self._hand_over(work, request)
+            self._take_place(leader, request, now)
+
+    def _repeat(self, event: Asked, kept: Kept) -> None:
+        """Answer from what is kept."""
+        assert event.wire_id is not None
+        self.counters.keys_repeated += 1
+        session, options, outcome, body = event.session, event.options, kept.outcome, kept.body
+        if body.attachments and not self._fits(session, body):
+            self.refusals.refuse(event, errors.TOO_LARGE, self._too_large_reply)
+            return
+        meta = None
+        if options.meta:
+            meta = ReplyMeta(
+                attempts=kept.attempts, retryable=outcome.retryable, trace=options.trace, repeated=True
+            )  # fmt: skip
+        self.refusals.end(session, event.wire_id, outcome, body, meta)
+
+    def _hand_over(self, work: Work, successor: Request) -> None:
+        """Another of those that wait for some work leads from now on."""
+        self.keys.hand_over(work, successor)
+        if successor.stream is not None:
+            self.pending.put_off(successor, successor.stream.due(successor))
+
+    def _in_time(self, request: Request, now: float) -> Request:
+        """The request, or, if its time is over, the oldest with time left that has joined it: that one leads then."""
+        work = request.work
+        if work is not None and request.deadline <= now:
+            successor = work.in_time(now)
+            if successor is not None:
+                self._hand_over(work, successor)
+                return successor
+        return request
+
+    def _take_place(self, request: Request, successor: Request, now: float) -> None:
+        """One has handed over to another while no worker had the work: the place in the queue goes with it."""
+        queue = request.endpoint.queue
+        registration = request.endpoint.free.take(successor.method, successor.options.group)
+        if registration is None:
+            queue.replace(request, successor, request.endpoint.line_of(successor))
+        else:  # it was passed over when its turn came, for its time was over
+            queue.discard(request)
+            self._assign(successor, registration, now)
+
+    def _end_joined(
+        self, request: Request, outcome: Outcome, body: Body | None, now: float, worker: Session | None
+    ) -> None:
+        """A request with a key has ended. If the work ended with it, all that have joined it end alike."""
+        work = self.keys.leave(request)
+        if work is None:
+            return
+        if body is not None:
+            self.keys.keep(work, outcome, body, request.attempts, self.state.limits, now)
+        for joined in work.joined:
+            joined.work = None
+            joined.attempts = request.attempts
+            if outcome is not ENDED_OK:
+                outcome = msgspec.structs.replace(outcome, elapsed_ms=_milliseconds(now - joined.accepted_at))
+            self._end(joined, outcome, body, now, worker)
+        work.joined.clear()
+
+    # ------------------------------------------------------------ streams
+
+    def stream_of(self, request: Request, now: float) -> Stream:
+        """The stream of a request, begun if it had none."""
+        stream = request.stream
+        if stream is None:
+            stream = request.stream = new_stream(request, now)
+        return stream
+
+    def let_flow(self, request: Request, stream: Stream) -> None:
+        """Parts flow: if its caller named no timeout, it may go on as long as it does not stand still."""
+        if request.options.timeout is None:
+            request.deadline = request.accepted_at + request.endpoint.deadline_max_s
+        self.pending.put_off(request, stream.due(request))
+
     # ------------------------------------------------------------ ends
 
     def _end(
         self, request: Request, outcome: Outcome, body: Body | None, now: float, worker: Session | None = None
     ) -> None:
         """End a request, once: it leaves all tables, is counted, and its caller is told. A place is freed elsewhere."""
-        session = request.session
+        session, options = request.session, request.options
+        timing = timing_of(request, now) if options.timing else None
         self.pending.close(request)
-        self.counters.end(outcome.kind.name, now - request.accepted_at)
+        told, reply = outcome, body
+        if body is not None and body.attachments and not self._fits(session, body):
+            told, reply = outcome_of(errors.TOO_LARGE, request, now, detail=self._too_large_reply), None
+        self.counters.end(told.kind.name, now - request.accepted_at)
         if session.link is not None:
-            meta = self._reply_meta(request, outcome, now, worker) if request.options.meta else None
-            self.effects.append(Deliver(session, End(request.wire_id, outcome, body, meta)))
+            meta = self._reply_meta(request, told, now, worker, timing) if options.meta else None
+            self.effects.append(Deliver(session, End(request.wire_id, told, reply, meta)))
+        if request.work is not None:
+            self._end_joined(request, outcome, body, now, worker)
 
-    def _reply_meta(self, request: Request, outcome: Outcome, now: float, worker: Session | None) -> ReplyMeta:
+    def _reply_meta(
+        self, request: Request, outcome: Outcome, now: float, worker: Session | None, timing: Timing | None
+    ) -> ReplyMeta:
         return ReplyMeta(
             worker=self.state.peer_name(worker) if worker else None,
             attempts=request.attempts,
             elapsed_ms=_milliseconds(now - request.accepted_at),
             retryable=outcome.retryable,
             trace=request.options.trace,
+            timing=timing,
+            repeated=request.repeated,
         )
 
     def _free(self, registration: Registration, now: float) -> None:
@@ -208,18 +410,30 @@ class Requests:
         """
         queue = registration.endpoint.queue
         while registration.free and queue:
-            request = queue.take(registration)
+            request = queue.take(registration, now)
             if request is None:
                 return
+            request = self._in_time(request, now)
             if request.deadline > now:
                 registration.endpoint.free.load(registration)
                 self._assign(request, registration, now)
+
+    def feed_all(self, endpoint: Endpoint, now: float) -> None:
+        """Who may do what has changed: give every worker that is free what waits for it."""
+        if endpoint.queue and len(endpoint.free):
+            for registration in list(endpoint.registrations.values()):
+                self.feed(registration, now)
 
     # ------------------------------------------------------------ ends before the answer
 
     def stop(self, request: Request, outcome: Outcome, now: float) -> None:
         """End a request before its answer: the worker that has it is told, its place is free at once."""
-        attempt = request.attempt
+        if request.state is ENDED:  # it had joined another, with which it has ended meanwhile
+            return
+        attempt, work = request.attempt, request.work
+        if work is not None and work.joined:
+            self._step_back(request, work, outcome, now)
+            return
         if attempt is None:
             request.endpoint.queue.discard(request)
             self._end(request, outcome, None, now)
@@ -231,6 +445,18 @@ class Requests:
             self.counters.cancels += 1
         self._end(request, outcome, None, now, worker)
         self._free(registration, now)
+
+    def _step_back(self, request: Request, work: Work, outcome: Outcome, now: float) -> None:
+        """End one of several that wait for some work, which goes on for the others."""
+        if work.leader is not request:
+            self._end(request, outcome, None, now)
+            return
+        worker = request.attempt.session if request.attempt else None
+        successor = work.in_time(now) or next(iter(work.joined))
+        self._hand_over(work, successor)
+        self._end(request, outcome, None, now, worker)
+        if worker is None:
+            self._take_place(request, successor, now)
 
     def stop_all(self, requests: list[Request], kind: Kind, now: float, cause: str = "") -> None:
         """End many. Those that wait go first, so that a place that becomes free starts nothing that ends next."""
@@ -247,11 +473,20 @@ class Requests:
 
     def expire(self, now: float, limit: int) -> None:
         """End at most `limit` requests whose deadline has passed, in their order."""
+        self.keys.forget(self.state.limits, now)
         for request in self.pending.take_due(now, limit):
-            if request.attempt is None:
-                outcome = outcome_of(errors.DEADLINE, request, now, True, phase="queued")
+            stream, detail = request.stream, ""
+            if stream is not None:
+                if (due_at := stream.due(request)) > now:
+                    self.pending.put_off(request, due_at)
+                    continue
+                if request.deadline > now:
+                    detail = f"nothing came for {stream.idle_s:g} s"
+            leader = request if request.work is None else request.work.leader
+            if leader.attempt is None:
+                outcome = outcome_of(errors.DEADLINE, request, now, True, detail, "queued")
             else:
-                outcome = outcome_of(errors.DEADLINE, request, now, request.options.idempotent, phase="executing")
+                outcome = outcome_of(errors.DEADLINE, request, now, request.options.idempotent, detail, "executing")
             self.stop(request, outcome, now)
 
     # ------------------------------------------------------------ workers that go
@@ -263,15 +498,19 @@ class Requests:
             self._lost(attempt, event, now)
         for attempt in reversed(attempts):  # each was put before the others: the oldest shall stand first
             if attempt.request.state is QUEUED:
-                attempt.request.endpoint.queue.put_first(attempt.request)
+                endpoint = attempt.request.endpoint
+                endpoint.queue.put_first(attempt.request, endpoint.line_of(attempt.request))
 
     def _lost(self, attempt: Attempt, event: Detached, now: float) -> None:
         """A worker went away with an attempt: the request is tried elsewhere if its caller allowed that, or ends."""
-        request = attempt.request
+        request = self._in_time(attempt.request, now)
+        request.sent_at = attempt.sent_at
+        request.spent_s += now - max(attempt.sent_at, request.accepted_at)
         self.pending.close_attempt(attempt)
         self.registry.unload(attempt.registration)
-        idempotent = request.options.idempotent
-        if idempotent and request.attempts <= request.options.retries and self._retry(request, now):
+        idempotent, stream = request.options.idempotent, request.stream
+        fresh = stream is None or stream.is_fresh(request)
+        if idempotent and fresh and request.attempts <= request.options.retries and self._retry(request, now):
             return
         written = attempt.mark <= event.flushed
         name = self.state.peer_name(event.session)
@@ -284,7 +523,10 @@ class Requests:
         endpoint = request.endpoint
         if request.deadline <= now or self.state.draining or endpoint.limits.closed:
             return False
-        registration = endpoint.free.take(request.method)
+        if request.stream is not None:
+            self.state.budget.hold(request, -request.stream.kept_bytes())
+            request.stream.begin_anew()
+        registration = endpoint.free.take(request.method, request.options.group)
         if registration is not None:
             self.counters.retries += 1
             self._assign(request, registration, now)
@@ -293,22 +535,40 @@ class Requests:
             return False
         self.counters.retries += 1
         request.state = QUEUED
-        endpoint.queue.put_first(request)
+        endpoint.queue.put_first(request, endpoint.line_of(request))
         return True
 
     def abandon(self, endpoint: Endpoint, now: float) -> None:
-        """The last worker has left: who waits for one to be free is told, who waits for one to come goes on waiting."""
+        """A worker has left. If it was the last, who waits for one to be free is told.
+
+        Who waits for one to come goes on waiting. What was bound to the one that left is bound to another now.
+        """
         if endpoint.registrations:
+            self.feed_all(endpoint, now)
             return
-        for request in list(endpoint.queue):
+        for request in _with_joined(endpoint.queue):
             if not request.options.wait and not request.attempts:
                 detail = f"all workers of {endpoint.name} have gone while it waited"
                 self.stop(request, outcome_of(errors.NO_WORKER, request, now, detail=detail, phase="queued"), now)
 
     def close(self, endpoint: Endpoint, now: float) -> None:
         """The endpoint has been closed: what waits there ends."""
-        for request in list(endpoint.queue):
+        for request in _with_joined(endpoint.queue):
             self.stop(request, outcome_of(errors.DENIED, request, now, detail=endpoint.why_closed, phase="queued"), now)
+
+
+def _with_joined(queue: Iterable[Request]) -> list[Request]:
+    """All that wait there, those that have joined one of them before it."""
+    return [
+        each for request in queue for each in (*(() if request.work is None else request.work.joined), request)
+    ]  # fmt: skip
+
+
+def _is_said_again(event: Asked) -> bool:
+    """Whether a session that outlives its links says a request again that is in flight: then it is that one."""
+    earlier = event.session.requests[event.wire_id]
+    asked = event.endpoint, event.method, event.body
+    return event.session.kept is not None and asked == (earlier.endpoint.name, earlier.method, earlier.body)
 
 
 def outcome_of(
@@ -332,6 +592,21 @@ def outcome_of(
         _milliseconds(now - request.accepted_at),
         phase,
         cause,
+    )
+
+
+def timing_of(request: Request, now: float) -> Timing:
+    """When what happened to a request that ends now. One that has joined another waited for no worker."""
+    accepted_at, attempt, stream = request.accepted_at, request.attempt, request.stream
+    sent_at = request.sent_at if attempt is None else attempt.sent_at
+    waited_until = now if attempt is None else attempt.sent_at
+    queued_s = 0.0 if request.state is JOINED else max(0.0, waited_until - accepted_at - request.spent_s)
+    first_part_at = stream.first_part_at if stream else None
+    return Timing(
+        queued_ms=_milliseconds(queued_s),
+        dispatched_ms=None if sent_at is None else _milliseconds(max(0.0, sent_at - accepted_at)),
+        first_part_ms=None if first_part_at is None else _milliseconds(max(0.0, first_part_at - accepted_at)),
+        ended_ms=_milliseconds(now - accepted_at),
     )
 
 

@@ -16,47 +16,58 @@ from broker.core import errors
 from broker.core.attaching import Attaching
 from broker.core.broadcasts import Broadcasts
 from broker.core.events import (
+    Acked,
     Answered,
     Asked,
     Attached,
     BadReply,
     Cancel,
     Congested,
+    CreditGranted,
     Detached,
     Drain,
     Effect,
     Event,
     Malformed,
+    PartSent,
+    Progressed,
     Refused,
+    Resumed,
     Stray,
 )
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.own_methods import OwnMethods
 from broker.core.refusals import Refusals
 from broker.core.requests import Requests
-from broker.core.state import State
+from broker.core.state import Join, State
+from broker.core.streaming import Streaming
 from broker.core.strikes import Strikes
 
 
 class Router:
-    """The machine. `node` distinguishes this broker's peers and ids from those of others; it must be new each start."""
+    """The machine. `node` distinguishes this broker's peers and ids from those of others; it must be new each start.
+
+    `join` makes one reply of parts, in the form they have on the wire.
+    """
 
     def __init__(
         self,
         limits: Limits,
         endpoints: Mapping[str, EndpointLimits] | None = None,
         *,
+        join: Join,
         node: str = "n",
         now: float = 0.0,
     ) -> None:
-        self.state = state = State(limits, endpoints or {}, node=node, now=now)
+        self.state = state = State(limits, endpoints or {}, node=node, now=now, join=join)
         self.node = node
         self.sessions, self.registry, self.pending = state.sessions, state.registry, state.pending
         self.fanouts, self.counters, self.effects = state.fanouts, state.counters, state.effects
         refusals = Refusals(state)
         self.requests = requests = Requests(state, refusals)
-        broadcasts = Broadcasts(state)
-        self.attaching = attaching = Attaching(state, requests, broadcasts)
+        self.broadcasts = broadcasts = Broadcasts(state)
+        self.streaming = streaming = Streaming(state, requests)
+        self.attaching = attaching = Attaching(state, requests, broadcasts, streaming)
         self.own_methods = OwnMethods(state, refusals, requests, broadcasts, attaching)
         strikes = Strikes(state, requests)
         self.handlers: dict[type, Callable[[Any, float], None]] = {
@@ -64,8 +75,13 @@ class Router:
             Answered: requests.answered,
             BadReply: requests.bad_reply,
             Cancel: requests.cancelled,
+            PartSent: streaming.part_sent,
+            CreditGranted: streaming.credit_granted,
+            Progressed: streaming.progressed,
             Refused: refusals.refused,
             Attached: attaching.attached,
+            Resumed: attaching.resumed,
+            Acked: attaching.acked,
             Detached: attaching.detached,
             Congested: attaching.congested,
             Stray: strikes.stray,
@@ -101,18 +117,21 @@ class Router:
         self.state.draining = True
         if event.now:
             self.requests.stop_all(list(self.state.requests()), errors.SHUTTING_DOWN, now)
+            self.attaching.forget_suspended(now)
 
     def next_deadline(self) -> float:
         """When `tick` wants to be called next; `NEVER` if nothing is due ever."""
-        return min(self.pending.deadlines.earliest, self.sessions.expiry.earliest)
+        return min(self.pending.deadlines.earliest, self.sessions.expiry.earliest, self.state.ageing.earliest)
 
     def tick(self, now: float, limit: int) -> bool:
-        """End at most `limit` requests whose deadline has passed, and as many sessions whose credential has expired.
+        """End at most `limit` requests whose deadline has passed, and as many sessions whose credential has expired;
+        let go of what as many topics have kept too long.
 
         Says whether more is due already.
         """
         self.requests.expire(now, limit)
         self.attaching.expire(now, limit)
+        self.broadcasts.age(now, limit)
         return self.next_deadline() <= now
 
     def reconfigure(self, limits: Limits, endpoints: Mapping[str, EndpointLimits], now: float) -> None:
@@ -122,6 +141,7 @@ class Router:
         """
         self.state.limits = limits
         self.registry.reconfigure(limits, endpoints)
+        self.broadcasts.reconfigured(now)
         self.attaching.turn_away(now)
 
     def check(self) -> None:

@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from broker.core.budget import size_of
 from broker.core.deadlines import NEVER
-from broker.core.events import CloseLink, Deliver, Event, PauseReading, ResumeReading, StartFanout
+from broker.core.errors import REPLACED
+from broker.core.events import CloseLink, Deliver, Event, PauseReading, ResumeReading, StartFanout, TakeOver
+from broker.core.history import REPLAY_BYTES, Replays
 from broker.core.ids import SessionId
+from broker.core.messages import Broadcast
 from broker.core.router import Router
+from broker.core.sessions import Session
 
 log = logging.getLogger("broker")
 
@@ -43,6 +48,7 @@ class Engine:
             PauseReading: lambda effect: effect.session.link and effect.session.link.pause_reading(),
             ResumeReading: lambda effect: effect.session.link and effect.session.link.resume_reading(),
             StartFanout: self._start_fanout,
+            TakeOver: self._take_over,
         }
         self._stopped = False
 
@@ -107,6 +113,13 @@ class Engine:
         if effect.session.link is not None:
             effect.session.link.close(effect.close.code, effect.reason)
 
+    def _take_over(self, effect: TakeOver) -> None:
+        if effect.old is not None:
+            effect.old.close(REPLACED.code, "a newer link of this session has taken over")
+        kept = effect.session.kept
+        if kept is not None:
+            kept.resume(effect.link, effect.told, self.now())
+
     # ------------------------------------------------------------ time
 
     def _arm(self) -> None:
@@ -139,25 +152,57 @@ class Engine:
             self._fan_out()
 
     def _fan_out(self) -> None:
-        """Write one slice of the broadcast under way; the frame is built once per kind of peer and shared."""
-        piece = self.router.fanouts.slice(self._fanout_slice)
-        if piece is None or self._stopped:
-            self._fanning_out = False
-            return
-        message, listeners, frames = piece
-        counters = self.router.counters
-        for session in listeners:
-            link = session.link
-            if link is None:
-                continue
-            try:
-                if link.broadcast(message, frames):
-                    counters.copies += 1
-                else:
-                    counters.copies_dropped += 1
-            except Exception:
-                self._failed(session)
-        if len(self.router.fanouts):
+        """Write one slice of the broadcasts under way, and one of what somebody hears again."""
+        fanouts, replays = self.router.fanouts, self.router.state.replays
+        if not self._stopped:
+            left = self._fanout_slice
+            while left > 0 and len(fanouts) and (piece := fanouts.slice(left)) is not None:
+                self._copy(*piece)
+                left -= max(1, len(piece[1]))
+            if replays.ready:
+                self._replay(replays)
+        if (len(fanouts) or replays.ready) and not self._stopped:
             self.loop.call_soon(self._fan_out)
-        else:
-            self._fanning_out = False
+            return
+        self._fanning_out = False
+        if self.router.next_deadline() < self._timer_at:  # what has been kept grows old
+            self._arm()
+
+    def _copy(self, message: Broadcast, listeners: tuple[Session, ...], frames: dict[str, bytes]) -> None:
+        """Write some copies; the frame is built once per kind of peer and shared."""
+        counters, state = self.router.counters, self.router.state
+        if state.budget.used > state.limits.memory_hard_bytes:
+            counters.copies_dropped += len(listeners)
+            return
+        for session in listeners:
+            if session.link is None:
+                continue
+            if self._broadcast(session, message, frames):
+                counters.copies += 1
+            else:
+                counters.copies_dropped += 1
+
+    def _broadcast(self, session: Session, message: Broadcast, frames: dict[str, bytes]) -> bool:
+        try:
+            return session.link is not None and session.link.broadcast(message, frames)
+        except Exception:
+            self._failed(session)
+            return False
+
+    def _replay(self, replays: Replays) -> None:
+        """Write what one session hears again, a slice of it, as far as its link takes it."""
+        replay = replays.next()
+        if replay is None:
+            return
+        counters, session = self.router.counters, replay.session
+        left, room = self._fanout_slice, REPLAY_BYTES
+        while left > 0 and room > 0 and (message := replay.next()) is not None:
+            if self._broadcast(session, message, {}):
+                counters.copies += 1
+                replay.took(message)
+            else:
+                counters.copies_dropped += replay.refused(message)
+                break
+            left -= 1
+            room -= size_of(message.body)
+        replays.put(replay)

@@ -133,7 +133,7 @@ class _Opening(asyncio.BufferedProtocol):
                 self._read_body()
         except (HandshakeError, ValueError) as error:
             failure = HandshakeError(f"the server's reply is no HTTP: {error}")
-            self.reply.set_exception(failure)
+            self._fail(failure)
 
     def _read_head(self) -> None:
         at = self._received.find(b"\r\n\r\n")
@@ -176,4 +176,9 @@ class _Opening(asyncio.BufferedProtocol):
         if self._body_at:
             self._finish(bytes(self._received[self._body_at :]))
         elif not self.reply.done():
-            self.reply.set_exception(exc or ConnectionResetError("the server closed before it answered"))
+            self._fail(exc or ConnectionResetError("the server closed before it answered"))
+
+    def _fail(self, error: Exception) -> None:
+        """Whoever waits gets it; an opening that was given up while it connected has nobody."""
+        self.reply.set_exception(error)
+        self.reply.exception()

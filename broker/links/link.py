@@ -123,6 +123,7 @@ class Link:
         "_begun",
         "_code",
         "_congested",
+        "_counted",
         "_early",
         "_ended_early",
         "_hard_bytes",
@@ -188,6 +189,7 @@ class Link:
         self._read_mark = 0  # `flushed` when it was last seen to grow, above the hard bound
         self._read_at = 0.0
         self._congested = False
+        self._counted = 0  # bytes of the outbox that stand in the budget
         self._state = OPEN
         self._no_more = False  # nothing that the peer still sends means anything
         self._reported = False
@@ -427,6 +429,9 @@ class Link:
 
     def _watch_bounds(self) -> None:
         waiting = self.enqueued - self.flushed
+        if waiting != self._counted:  # with a peer that reads, both are 0 at the end of nearly every turn
+            self._links.count(waiting - self._counted)
+            self._counted = waiting
         soft = self._limits.outbox_soft_bytes
         if waiting <= soft // 2:
             self._hard_bytes = self._limits.outbox_hard_bytes
@@ -607,6 +612,8 @@ class Link:
             self._state = GONE
             self._pieces.clear()
             self._early = b""
+            self._links.count(-self._counted)
+            self._counted = 0
             self._links.forget(self)
         if self._begun:
             self._report(self._code, self._reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+from broker.core.budget import Budget
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
@@ -33,6 +34,7 @@ class LoopLinks:
     __slots__ = (
         "_gone",
         "_masks",
+        "budget",
         "counters",
         "limits",
         "liveness",
@@ -42,10 +44,17 @@ class LoopLinks:
         "writer",
     )
 
-    def __init__(self, limits: LinkLimits | None = None, counters: LinkCounters | None = None) -> None:
+    def __init__(
+        self,
+        limits: LinkLimits | None = None,
+        counters: LinkCounters | None = None,
+        *,
+        budget: Budget | None = None,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits or LinkLimits()
         self.counters = counters or LinkCounters()
+        self.budget = budget or Budget()
         self.writer = Writer(self.loop)
         self.liveness = Liveness(self.loop, self.limits, self.counters)
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -64,6 +73,11 @@ class LoopLinks:
             self._masks = os.urandom(4096)
         mask, self._masks = self._masks[:4], self._masks[4:]
         return mask
+
+    def count(self, size: int) -> None:
+        """So many bytes more wait in an outbox, or fewer. A link says it once per turn, not for each message."""
+        self.budget.used += size
+        self.budget.outboxes += size
 
     def add(self, link: Link) -> None:
         """A link's transport is there."""

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from tornado.httpserver import HTTPServer
+from tornado.log import access_log
 from tornado.netutil import bind_sockets
 from tornado.routing import Rule, URLSpec
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 
 from broker.admin.health import LiveHandler, ReadyHandler
 from broker.admin.metrics import Lag, MetricsHandler, Sources
@@ -43,6 +44,7 @@ from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHan
 from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
 from broker.transports.websocket.handler import WebSocketHandler
+from broker.wire.pieces import join_reply
 
 log = logging.getLogger("broker")
 
@@ -105,12 +107,16 @@ class Broker:
         loop = asyncio.get_running_loop()
         limits = self.config.limits
         self.router = Router(
-            core_limits(self.config), endpoint_limits(self.config), node=self.node, now=time.monotonic()
+            core_limits(self.config),
+            endpoint_limits(self.config),
+            join=join_reply,
+            node=self.node,
+            now=time.monotonic(),
         )
         self.engine = Engine(
             self.router, loop, prune_slice=limits.prune_slice, fanout_slice=limits.fanout_slice
         )  # fmt: skip
-        self.links = LoopLinks(link_limits(self.config))
+        self.links = LoopLinks(link_limits(self.config), budget=self.router.state.budget)
         auth = self.config.auth
         self.tickets = Tickets(time.monotonic, live_s=auth.ticket_s)
         self.logins = Logins(time.time, live_s=auth.session_s)
@@ -140,7 +146,12 @@ class Broker:
         self.authenticator.rules = self._host_rules(self.config)
         self.authenticator.cookie = cookie_name(self.port)
         self._server = HTTPServer(
-            Application(self.routes(), default_handler_class=NotFoundHandler, default_handler_args={"gate": self.gate}),
+            Application(
+                self.routes(),
+                default_handler_class=NotFoundHandler,
+                default_handler_args={"gate": self.gate},
+                log_function=self._log_request,
+            ),
             idle_connection_timeout=limits.header_timeout_s,
             body_timeout=limits.body_timeout_s,
             max_header_size=limits.unauthenticated_max_bytes,
@@ -156,6 +167,16 @@ class Broker:
         self.gate.acceptor = self._acceptor
         self._acceptor.add_sockets(sockets)
         return self.url
+
+    def _log_request(self, handler: RequestHandler) -> None:
+        """As tornado does it, but turning peers away is no error while the broker drains."""
+        status, request = handler.get_status(), handler.request
+        if status < 400 or (status == 503 and self.router.draining):
+            level = logging.INFO
+        else:
+            level = logging.WARNING if status < 500 else logging.ERROR
+        spent_ms = 1000 * request.request_time()
+        access_log.log(level, "%d %s %s (%s) %.2fms", status, request.method, request.uri, request.remote_ip, spent_ms)
 
     @property
     def url(self) -> str:

@@ -16,9 +16,10 @@ class Backoff:
         self._most_s = most_s
         self._failures = 0
 
-    def next_s(self) -> float:
-        """Seconds to wait before the next attempt."""
-        bound = min(self._most_s, self._first_s * 2.0**self._failures)
+    def next_s(self, within_s: float | None = None) -> float:
+        """Seconds to wait before the next attempt; never above `within_s`, for who must be back soon."""
+        most_s = self._most_s if within_s is None else min(self._most_s, within_s)
+        bound = min(most_s, self._first_s * 2.0**self._failures)
         self._failures = min(self._failures + 1, 30)
         return self._source.uniform(0.0, bound)
 

@@ -14,26 +14,34 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from broker.core.errors import ABNORMAL, CLOSES, MESSAGE_TOO_BIG, NORMAL
+from broker.core.errors import ABNORMAL, CLOSES, DRAINED, FORBIDDEN, GOING_AWAY, MESSAGE_TOO_BIG, NORMAL
 from broker.links.connect import connect
 from broker.links.handshake import HandshakeError
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.peer.backoff import Backoff
+from broker.peer.calls import Tell
 from broker.peer.errors import BrokerError, CannotConnect, ConnectionLost, InvalidRequest, Refused
 from broker.peer.session import (
     DEFAULT_OPTIONS,
+    JOINED_MAX_BYTES,
     MESSAGE_MAX_BYTES,
     Asked,
     CancelAsked,
     Ended,
     Heard,
+    Item,
+    ItemsEnded,
     Options,
     Pending,
+    ProgressCame,
+    Reader,
     Result,
+    Room,
     Session,
 )
+from broker.peer.session import Owner as StreamOwner
 from broker.peer.values import Attachments
 
 log = logging.getLogger("broker.peer")
@@ -42,11 +50,18 @@ Target = Callable[[], tuple[str, str]]
 """Where the broker is and with which token, asked anew for every attempt to connect; raises OSError if unknown."""
 
 OPEN_TIMEOUT_S = 10.0
+TRIES_WITHIN_GRACE = 8
+"""attempts to come back that a session's grace has room for, at least: a pause is no longer than its share of it"""
 STEADY_S = 5.0
 """a link that held this long was a success: the next loss starts with short waits again"""
 
 _NO_RETURN = frozenset(close.code for close in CLOSES if not close.come_back) - {MESSAGE_TOO_BIG.code}
 # After 1009 it is the message that must not come back; `Session.detached` sees to that.
+_ENDS_SESSION = frozenset(close.code for close in CLOSES if not close.come_back) | {GOING_AWAY.code, DRAINED.code}
+"""after these the broker has nothing left of the session, with grace or without"""
+
+QUERY = "binary=1&meta=1&stream=in"
+"""what the SDK wants of its links: attachments as they are, what is said beside requests and replies, parts"""
 
 _CLOSED_HERE = "the connection was closed on this side"
 
@@ -77,6 +92,12 @@ class Owner(Protocol):
     def heard(self, broadcast: Heard) -> None:
         """A broadcast came."""
 
+    def item(self, number: int | str, value: Any) -> None:
+        """The caller of that request sent an item. More come once `Connection.consumed` says that it was read."""
+
+    def items_ended(self, number: int | str) -> None:
+        """The caller of that request sends no more items."""
+
     def link_changed(self, up: bool, why: str) -> None:
         """There is a link (again), or none any more."""
 
@@ -91,12 +112,15 @@ class Connection:
     """A session with the broker at `target`, on the running event loop. Not thread-safe.
 
     With `reconnect` a broken link is opened again, with full jitter, until `close`; without it, the first loss is the
-    end. Nothing raises because the link is gone: every call's waiter is told.
+    end. Nothing raises because the link is gone: every call's waiter is told. For `grace_s` seconds the broker keeps
+    the session of a broken link: if it comes back in time, nothing has happened. A value above `value_max_bytes` is
+    neither sent nor taken.
     """
 
     __slots__ = (
-        "_backoff", "_closing", "_congested", "_final", "_link", "_links", "_opened_at", "_opening", "_owner",
-        "_pump_due", "_reconnect", "_ssl_context", "_target", "_task", "_timer", "_timer_at", "loop", "session", "url",
+        "_backoff", "_closing", "_congested", "_final", "_greeted", "_link", "_links", "_lost_at", "_opened_at",
+        "_opening", "_owner", "_pump_due", "_reconnect", "_rooms", "_ssl_context", "_target", "_task", "_timer",
+        "_timer_at", "loop", "session", "url",
     )  # fmt: skip
 
     def __init__(
@@ -107,8 +131,10 @@ class Connection:
         reconnect: bool = True,
         ssl_context: ssl.SSLContext | None = None,
         backoff: Backoff | None = None,
+        grace_s: float = 0.0,
+        value_max_bytes: int = JOINED_MAX_BYTES,
     ) -> None:
-        self.session = Session()
+        self.session = Session(grace_s if reconnect else 0.0, value_max_bytes=value_max_bytes)
         self.url = ""
         self.loop = asyncio.get_running_loop()
         soft = LinkLimits().outbox_soft_bytes
@@ -121,10 +147,13 @@ class Connection:
         self._backoff = backoff or Backoff()
         self._link: Link | None = None
         self._final: ConnectionLost | None = None
+        self._greeted: asyncio.Future[None] | None = None
+        self._rooms: dict[StreamOwner, list[asyncio.Future[None]]] = {}
         self._closing = False
         self._congested = False
         self._pump_due = False
         self._opened_at = 0.0
+        self._lost_at = 0.0
         self._opening: asyncio.Lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -134,8 +163,8 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a link now."""
-        return self._link is not None
+        """Whether there is a link now, and the broker has said how the session stands."""
+        return self.session.ready
 
     async def open(self, *, patient: bool = False, timeout_s: float | None = None) -> None:
         """Open the first link; does nothing if there is one. `patient` goes on trying, for as long as it makes sense.
@@ -165,6 +194,8 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(ConnectionLost(_CLOSED_HERE))
         self._give_up(_CLOSED_HERE)
         await self._links.close(NORMAL.code, "")
 
@@ -178,13 +209,19 @@ class Connection:
 
     def ask(
         self, name: str, params: bytes = b"", attachments: Attachments = (), options: Options = DEFAULT_OPTIONS,
-        waiter: Waiter | None = None,
+        waiter: Waiter | None = None, *, reader: Reader | None = None, tell: Tell | None = None, sends: bool = False,
     ) -> Pending:  # fmt: skip
-        """Ask; `waiter` is told how it ended. Raises what `Session.ask` does, and ConnectionLost after the end."""
+        """Ask; `waiter` is told how it ended, before that `reader` the items and `tell` the progress.
+
+        Raises what `Session.ask` does, and ConnectionLost after the end.
+        """
         if self._closing or self._final is not None:
             self._check_alive()
         session = self.session
-        call = session.ask(name, params, attachments, options, waiter, time.monotonic())
+        call = session.ask(
+            name, params, attachments, options, waiter, time.monotonic(), reader=reader, sends=sends
+        )  # fmt: skip
+        call.tell = tell
         self._pump()
         if session.next_deadline() < self._timer_at:
             self._arm()
@@ -219,18 +256,67 @@ class Connection:
         """Send what was put into the session's outbox from outside: answers."""
         self._pump()
 
+    # ------------------------------------------------------------ streams
+
+    def send_item(
+        self, owner: StreamOwner, raw: bytes, attachments: Attachments = (), *, last: bool = False
+    ) -> bool:  # fmt: skip
+        """One more item of a call, or of the answer to a request, as JSON text; see `Session.send_item`.
+
+        It is kept until it may go: wait for `room` before the next, or they pile up.
+        """
+        waits = self.session.send_item(owner, raw, attachments, last=last)
+        if waits:
+            self._pump()
+        return waits
+
+    async def room(self, owner: StreamOwner) -> bool:
+        """Wait until every item given so far is on its way. False if nobody waits for them any more."""
+        while not self.session.has_room(owner):
+            future = self.loop.create_future()
+            self._rooms.setdefault(owner, []).append(future)
+            try:
+                await future
+            finally:
+                self._leave_room(owner, future)
+        return self.session.is_awaited(owner)
+
+    def _leave_room(self, owner: StreamOwner, future: asyncio.Future[None]) -> None:
+        waiting = self._rooms.get(owner, [])
+        if future in waiting:
+            waiting.remove(future)
+            if not waiting:
+                del self._rooms[owner]
+
+    def consumed(self, owner: StreamOwner, items: int = 1) -> None:
+        """So many items that came were read: more may come."""
+        self.session.consumed(owner, items)
+        if self.session.outbox:
+            self._pump()
+
+    def progress(self, number: int | str, done: float, total: float | None = None, text: str | None = None) -> bool:
+        """Tell how far a request is. False if nobody wants to know, or there is no room for it just now."""
+        self._pump()
+        told = self.session.progress(number, done, total, text)
+        self._pump()
+        return told
+
     # ------------------------------------------------------------ what the link says
 
     def message(self, payload: bytes, binary: bool) -> None:
         """One whole message."""
+        session = self.session
         try:
-            result = self.session.receive(payload, binary, time.monotonic())
+            for result in session.receive(payload, binary, time.monotonic()):
+                self._perform(result)
         except ValueError as error:
             if self._link is not None:
                 self._link.abort(ABNORMAL.code, str(error))
             return
-        if result is not None:
-            self._perform(result)
+        if self._greeted is not None and session.ready and not self._greeted.done():
+            self._greeted.set_result(None)
+        if session.outbox:
+            self._pump()
 
     def congested(self, congested: bool) -> None:
         """The outbox is above its bound, or has room again."""
@@ -244,13 +330,22 @@ class Connection:
         self._congested = False
         if link is None:
             return
+        greeted = self._greeted
         if time.monotonic() - self._opened_at > STEADY_S:
             self._backoff.reset()
         broke = f"the connection to {self.url} broke{f': {reason}' if reason else ''}"
         why = broke if code == ABNORMAL.code else f"the broker closed the connection: {code} {reason}".rstrip()
         come_back = self._reconnect and not self._closing and code not in _NO_RETURN
-        results = self.session.detached(link.flushed, why, come_back=come_back)
+        resumable = code not in _ENDS_SESSION
+        results = self.session.detached(link.flushed, why, come_back=come_back, resumable=resumable)
+        if greeted is not None:  # who opens it goes on, or does not
+            if not greeted.done():
+                greeted.set_exception(_unusable(self.url, why, come_back=code not in _NO_RETURN))
+            for result in results:
+                self._perform(result)
+            return
         if come_back:
+            self._lost_at = time.monotonic()
             self._task = self.loop.create_task(self._come_back())
         elif not self._closing:
             self._final = ConnectionLost(why)
@@ -270,14 +365,45 @@ class Connection:
             self._owner.asked(result)  # type: ignore[arg-type]
         elif kind is Heard:
             self._owner.heard(result)  # type: ignore[arg-type]
+        elif kind is Item:
+            self._item(result)  # type: ignore[arg-type]
         else:
-            assert isinstance(result, CancelAsked)
+            self._perform_rare(result)
+
+    def _item(self, item: Item) -> None:
+        if not isinstance(item.owner, Pending):
+            self._owner.item(item.owner, item.value)
+        elif item.owner.reader is not None:
+            item.owner.reader.item(item.value)
+
+    def _perform_rare(self, result: Result) -> None:
+        if isinstance(result, CancelAsked):
             self._owner.cancel_asked(result.id)
+            self._wake(result.id)
+        elif isinstance(result, ProgressCame):
+            call = result.call
+            if call.tell is not None and not (call.waiter is not None and call.waiter.done()):
+                call.tell(result.done, result.total, result.text)
+        elif isinstance(result, ItemsEnded):
+            self._owner.items_ended(result.owner)
+        else:
+            assert isinstance(result, Room)
+            self._wake(result.owner)
+
+    def _wake(self, owner: StreamOwner) -> None:
+        """Whoever waits to send more may look again."""
+        for future in self._rooms.pop(owner, ()):
+            if not future.done():
+                future.set_result(None)
 
     def _ended(self, ended: Ended) -> None:
+        if self._rooms:
+            self._wake(ended.call)
         waiter: Waiter | None = ended.call.waiter
         if waiter is None:
-            if ended.error is not None and ended.call.standing:
+            if ended.call.standing and ended.error is None:
+                self.session.stood(ended.call.standing, ended.value)
+            elif ended.call.standing and ended.error is not None:
                 self.session.unstand(ended.call.standing)
                 self._owner.standing_refused(ended.call.standing, ended.error)
             return
@@ -307,9 +433,12 @@ class Connection:
             frame = session.take(time.monotonic())
             if frame is None:
                 return
-            link.send_parts(frame.pieces, frame.binary)
+            # The link uses the list up; a frame that is kept may be needed again.
+            link.send_parts(list(frame.pieces) if frame.number else frame.pieces, frame.binary)
             if frame.call is not None:
                 frame.call.mark = link.enqueued
+            elif frame.then is not None:
+                self._perform(frame.then)
 
     def _pump_on(self) -> None:
         self._pump_due = False
@@ -341,13 +470,17 @@ class Connection:
         if not token.isprintable():  # as from a file with Windows line ends
             raise InvalidRequest("the token holds line breaks or other control characters; no token does")
         headers = [("Authorization", f"Bearer {token}")] if token else []
+        offer = self.session.resume
         try:
             link = await connect(
-                websocket_url(self.url), self._links, headers=headers, ssl_context=self._ssl_context,
-                open_timeout_s=OPEN_TIMEOUT_S,
+                websocket_url(self.url, self.session.grace_s, offer[2] if offer else 0), self._links, headers=headers,
+                subprotocols=("jsonrpc", f"resume.{offer[0]}.{offer[1]}") if offer else (),
+                ssl_context=self._ssl_context, open_timeout_s=OPEN_TIMEOUT_S,
             )  # fmt: skip
         except HandshakeError as error:
-            raise _refused(self.url, error) from None
+            if offer is not None and error.status == 403:  # the session may be another's; this peer may still come
+                self.session.forget()
+            raise _refused(self.url, error, come_back=offer is not None) from None
         except TimeoutError:
             hint = "; is it a TLS port?" if split_url(self.url).scheme in ("https", "wss") else ""
             raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s{hint}") from None
@@ -366,8 +499,28 @@ class Connection:
         self._opened_at = time.monotonic()
         link.start(self)
         self.session.attached(self._opened_at)
+        if not self.session.ready:
+            await self._wait_greeted(link)
         self._pump()
         self._owner.link_changed(True, "")
+
+    async def _wait_greeted(self, link: Link) -> None:
+        """Wait until the broker has said how the session stands. Raises CannotConnect or Refused if it does not."""
+        self._greeted = self.loop.create_future()
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await self._greeted
+        except BaseException as error:
+            if self._link is link:  # else it has gone by itself
+                link.abort()
+                self._link = None
+                self._congested = False
+                self.session.detached(0, "the broker said nothing of the session", come_back=True)
+            if isinstance(error, TimeoutError):
+                raise _cannot(self.url, f"it says nothing of the session within {OPEN_TIMEOUT_S:g} s") from None
+            raise
+        finally:
+            self._greeted = None
 
     async def _keep_trying(self) -> None:
         """Connect, however often it takes. Raises what does not pass: a refusal, a wrong URL."""
@@ -382,7 +535,7 @@ class Connection:
                 reason = str(error)
             except CannotConnect as error:
                 reason = str(error)
-            wait_s = self._backoff.next_s()
+            wait_s = self._pause_s()
             log.info("%s; trying again in %.1f s", reason, wait_s)
             await asyncio.sleep(wait_s)
 
@@ -395,7 +548,7 @@ class Connection:
 
     async def _come_back(self) -> None:
         try:
-            await asyncio.sleep(self._backoff.next_s())
+            await asyncio.sleep(self._pause_s())
             await self._keep_trying()
         except BrokerError as error:
             self._give_up(str(error))
@@ -403,6 +556,12 @@ class Connection:
         finally:
             if self._task is asyncio.current_task():
                 self._task = None
+
+    def _pause_s(self) -> float:
+        """How long to wait before the next attempt: several fit into the grace of a session that can go on."""
+        session = self.session
+        hurry = session.resume is not None and time.monotonic() - self._lost_at < session.grace_s
+        return self._backoff.next_s(session.grace_s / TRIES_WITHIN_GRACE if hurry else None)
 
     def _give_up(self, why: str) -> None:
         """No link, and none will come: whoever waits is told."""
@@ -433,11 +592,19 @@ def split_url(url: str) -> SplitResult:
     return parts
 
 
-def websocket_url(url: str) -> str:
-    """The WebSocket of the broker at a URL, which may have a path behind a proxy. Raises ValueError."""
+def websocket_url(url: str, grace_s: float = 0.0, received: int = 0) -> str:
+    """The WebSocket of the broker at a URL, which may have a path behind a proxy. Raises ValueError.
+
+    `grace_s` is for how long it shall keep the session of a broken link, `received` the last message that came.
+    """
     parts = split_url(url)
     path = parts.path.rstrip("/").removesuffix("/ws") + "/ws"
-    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, "binary=1&meta=1", ""))
+    query = QUERY
+    if grace_s:
+        query += f"&grace={grace_s:g}"
+    if received:
+        query += f"&received={received}"
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, query, ""))
 
 
 def _why(error: OSError) -> str:
@@ -454,8 +621,18 @@ def _cannot(url: str, reason: str) -> CannotConnect:
     return error
 
 
-def _refused(url: str, error: HandshakeError) -> BrokerError:
-    """What a refused opening means: by its status, and the reason the broker gave in JSON."""
+def _unusable(url: str, why: str, *, come_back: bool) -> BrokerError:
+    """A link that was opened and closed before the session was told of."""
+    if come_back:
+        return _cannot(url, why)
+    return Refused(why, code=FORBIDDEN.code)
+
+
+def _refused(url: str, error: HandshakeError, *, come_back: bool = False) -> BrokerError:
+    """What a refused opening means: by its status, and the reason the broker gave in JSON.
+
+    `come_back` says that a 403 may be about what was offered, which will not be offered again.
+    """
     if error.status in (0, 404, 426) or error.status // 100 in (2, 3):
         reason = f"{error}" if not error.status else f"what answers there is no broker (HTTP {error.status})"
         return _cannot(url, reason)
@@ -469,5 +646,5 @@ def _refused(url: str, error: HandshakeError) -> BrokerError:
     }.get(error.status, "")
     refused = Refused(f"the broker at {url} does not let us in: {said}", code=error.status, advice=advice)
     refused.status = error.status
-    refused.come_back = error.status == 429 or error.status >= 500
+    refused.come_back = error.status == 429 or error.status >= 500 or (error.status == 403 and come_back)
     return refused

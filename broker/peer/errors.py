@@ -7,6 +7,15 @@ from typing import Any
 from broker.core import errors as table
 from broker.core.errors import Kind
 
+CAUSES = {
+    "caller": "by its caller",
+    "superseded": "superseded by a newer request",
+    "admin": "by an administrator",
+}
+"""What a cancelled request's text says, by the `cause` that the broker told."""
+
+MAY_HAVE_RUN = "It may have run; look before you repeat it."
+
 
 class BrokerError(Exception):
     """Whatever this package raises about a request or a connection; the text is one line that says what to do.
@@ -174,11 +183,7 @@ class ConnectionLost(BrokerError, ConnectionError):
         super().__init__(detail, **facts)
         self.may_have_executed = may_have_executed
         if self.name:
-            self.advice = (
-                "It may have run; look before you repeat it."
-                if may_have_executed
-                else "It did not reach the broker; repeating it is safe."
-            )
+            self.advice = MAY_HAVE_RUN if may_have_executed else "It did not reach the broker; repeating it is safe."
 
 
 class CannotConnect(BrokerError, ConnectionError):
@@ -231,6 +236,8 @@ _ADVICE = {name: KINDS_BY_NAME[name].advice for name in CLASSES} | {
     "worker_error": "The worker's log says more.",
     "deadline": "Give it a longer timeout, or look whether the worker hangs.",
     "overloaded": "Wait a moment and repeat, or raise the bound in the broker's configuration.",
+    "denied": "Ask whoever runs the broker for a token with the role at this endpoint.",
+    "shutting_down": "Connect again in a moment and repeat.",
     "cancelled": "",
     "invalid": "",
     "bad_reply": "Look at the worker.",
@@ -266,7 +273,7 @@ def from_reply(
     if kind is table.WORKER_ERROR:
         return _worker_error(code, message, data, facts | _attempted(worker, attempts, retryable))
     error = CLASSES[kind.name](
-        _text(told, "detail") or message,
+        _text(told, "detail") or CAUSES.get(_text(told, "cause"), message),
         code=code,
         data=data,
         dispatched=told.get("dispatched") is True,
@@ -282,6 +289,11 @@ def from_reply(
         error.retry_after_s = _number(told, "retry_after_ms") / 1000
     elif isinstance(error, Cancelled):
         error.cause = _text(told, "cause")
+    elif isinstance(error, ShuttingDown):
+        if error.dispatched and not error.retryable:
+            error.advice = MAY_HAVE_RUN
+    elif isinstance(error, Denied) and not endpoint and method.startswith("broker.admin."):
+        error.advice = "Ask whoever runs the broker for a token with the role admin."
     return error
 
 

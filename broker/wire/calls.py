@@ -15,11 +15,13 @@ from broker.wire.jsonrpc import error_object
 JSON = "application/json; charset=utf-8"
 OCTETS = "application/octet-stream"
 EVENTS = "text/event-stream"
+NDJSON = "application/x-ndjson"
 KEY_MAX = 255
 """characters of an Idempotency-Key"""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX}}}")
+_KEY = re.compile(rf"[\x21\x23-\x7e][\x21-\x7e]{{0,{KEY_MAX - 1}}}")
+_QUOTED_KEY = re.compile(rf'"((?:[ !\x23-\x5b\x5d-\x7e]|\\["\\]){{1,{KEY_MAX}}})"')  # RFC 8941 section 3.3.3
 _STATUS_OF_WORKERS = {-32601: 404, -32602: 400}
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -46,10 +48,14 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Accepts(msgspec.Struct, frozen=True):
-    """What the caller takes (RFC 9110 section 12.5.1): the only attachment as the body, JSON, or either."""
+    """What the caller takes (RFC 9110 section 12.5.1): the only attachment as the body, JSON, or either.
+
+    `stream` is the type by which it takes parts in JSON as they come, empty if it takes none so.
+    """
 
     octets: bool
     json: bool
+    stream: str = ""
 
 
 # ---------------------------------------------------------------- reading
@@ -58,7 +64,14 @@ class Accepts(msgspec.Struct, frozen=True):
 def read_accept(value: str) -> Accepts:
     """The header Accept. Attachments come bare only to who names their type: `*/*` is what everybody sends."""
     types = {part.partition(";")[0].strip().lower() for part in value.split(",")}
-    return Accepts(OCTETS in types, OCTETS not in types or bool(types & {"application/json", "application/*", "*/*"}))
+    stream = next((each for each in (NDJSON, EVENTS) if each in types), "")
+    json = OCTETS not in types or bool(stream or types & {"application/json", "application/*", "*/*"})
+    return Accepts(OCTETS in types, json, stream)
+
+
+def media_type(value: str | None) -> str:
+    """The type a header Content-Type names, without its parameters."""
+    return (value or "").partition(";")[0].strip().lower()
 
 
 def read_json(text: bytes, what: str = "the body") -> bytes:
@@ -80,7 +93,7 @@ def read_body(content: bytes, content_type: str, beside: str | None, name: str) 
 
     Beside an attachment, the JSON stands in the query parameter `name`, whose value is `beside`. Raises BadCall.
     """
-    if content_type.partition(";")[0].strip().lower() == OCTETS:
+    if media_type(content_type) == OCTETS:
         raw = b"" if beside is None else read_json(beside.encode(), f"{name}=")
         return Body(raw, (content,))
     if beside is not None:
@@ -99,10 +112,17 @@ def read_trace(value: str | None) -> str | None:
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
-def check_key(value: str) -> None:
-    """An Idempotency-Key: 1 to 255 visible characters. Raises BadCall."""
+def read_key(value: str) -> str:
+    """The key in a header Idempotency-Key: 1 to 255 characters, in quotes as its specification says, or bare.
+
+    Raises BadCall.
+    """
+    quoted = _QUOTED_KEY.fullmatch(value)
+    if quoted is not None:
+        return re.sub(r'\\(["\\])', r"\1", quoted[1])
     if not _KEY.fullmatch(value):
-        raise BadCall(INVALID_PARAMS, f"Idempotency-Key has 1 to {KEY_MAX} visible ASCII characters")
+        raise BadCall(INVALID_PARAMS, f"Idempotency-Key has 1 to {KEY_MAX} visible ASCII characters, or is quoted text")
+    return value
 
 
 # ---------------------------------------------------------------- writing
@@ -117,6 +137,11 @@ def outcome_headers(end: End) -> tuple[tuple[str, str], ...]:
         ("Broker-Retryable", "true" if outcome.retryable else "false"),
         ("Broker-Elapsed-Ms", f"{elapsed_ms:.3f}"),
     ]
+    attempts = outcome.attempts if end.meta is None else end.meta.attempts
+    if attempts > 1:
+        headers.append(("Broker-Attempts", str(attempts)))
+    if end.meta is not None and end.meta.repeated:
+        headers.append(("Broker-Repeated", "true"))
     if outcome.kind.http in (429, 503):
         headers.append(("Retry-After", str(max(1, math.ceil((outcome.retry_after_ms or 0) / 1000)))))
     return tuple(headers)
@@ -151,8 +176,11 @@ def render(end: End, accepts: Accepts, size_max: int) -> Reply:
     return Reply(406, JSON, headers, msgspec.json.encode(error))
 
 
-def encode_event(broadcast: Broadcast) -> bytes:
-    """A broadcast as a server-sent event (HTML standard, section 9.2.6): its number is the id, its data one line."""
+def encode_event(broadcast: Broadcast, epoch: str) -> bytes:
+    """A broadcast as a server-sent event (HTML standard, section 9.2.6), its data in one line.
+
+    Its number is the id, with the epoch within which it counts: `7.epoch`. `read_event_id` understands that.
+    """
     data = expand(bytes(broadcast.body.raw), broadcast.body.attachments)
     # In JSON, line ends stand only between values; in an event, they would end the field.
     data = data.replace(b"\r", b" ").replace(b"\n", b" ")
@@ -164,5 +192,13 @@ def encode_event(broadcast: Broadcast) -> bytes:
     if broadcast.seq is not None:
         members.append(b'"seq":%d' % broadcast.seq)
     members.append(b'"data":%b' % data)
-    number = b"" if broadcast.seq is None else b"id: %d\n" % broadcast.seq
+    number = b"" if broadcast.seq is None else b"id: %d.%b\n" % (broadcast.seq, epoch.encode())
     return b"%bevent: message\ndata: {%b}\n\n" % (number, b",".join(members))
+
+
+def read_event_id(text: str) -> tuple[int, str | None] | None:
+    """The number and the epoch in a `Last-Event-ID`; the epoch may be missing. None for what was never an id here."""
+    number, dot, epoch = text.strip().partition(".")
+    if not (number.isascii() and number.isdigit()) or len(number) > 18:
+        return None
+    return int(number), epoch if dot else None

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -27,25 +27,45 @@ from broker.core.errors import (
     Kind,
     Outcome,
 )
-from broker.core.events import Answered, Asked, BadReply, Cancel, ErrorReply, Refused, Stray
-from broker.core.ids import SessionId
+from broker.core.events import (
+    Acked,
+    Answered,
+    Asked,
+    BadReply,
+    Cancel,
+    CreditGranted,
+    ErrorReply,
+    PartSent,
+    Progressed,
+    Refused,
+    Stray,
+)
+from broker.core.ids import AttemptId, SessionId, WireId
 from broker.core.messages import (
     DEFAULT_OPTIONS,
+    EMPTY,
+    Ack,
     Body,
     Broadcast,
     Call,
     CancelAttempt,
+    Credit,
     End,
     Message,
     Notify,
     Options,
+    Part,
+    Progress,
     ReplyMeta,
+    SessionTold,
 )
-from broker.core.options import OptionError, read_options
+from broker.core.options import TOKEN_MAX, OptionError, read_options
 from broker.core.sessions import Session
 from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
 
-Decoded: TypeAlias = Asked | Answered | Cancel | Stray | Refused | BadReply | None
+Decoded: TypeAlias = (
+    Asked | Answered | Cancel | PartSent | CreditGranted | Progressed | Acked | Stray | Refused | BadReply | None
+)  # fmt: skip
 Attachments: TypeAlias = tuple[bytes | memoryview, ...]
 Pieces: TypeAlias = list[bytes | memoryview]
 
@@ -103,10 +123,55 @@ class CancelParams(msgspec.Struct):
     id: msgspec.Raw
 
 
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class TokenParams(msgspec.Struct):
+    """Params of a request that wants progress (Language Server Protocol 3.17, workDoneProgress)."""
+
+    workDoneToken: int | str | None = None
+
+
+class PartParams(msgspec.Struct, gc=False):
+    """`$/part`: one part of the stream of the request `id`, which is that of this hop."""
+
+    id: msgspec.Raw
+    seq: _Number
+    data: msgspec.Raw = ABSENT
+    more: bool = False
+    last: bool = False
+
+
+class CreditParams(msgspec.Struct, gc=False):
+    """`$/credit`: parts with `seq` below `upto` may be sent."""
+
+    id: msgspec.Raw
+    upto: _Number
+
+
+class ProgressParams(msgspec.Struct, gc=False):
+    """`$/progress`: as in the Language Server Protocol, with the id beside the token."""
+
+    id: msgspec.Raw = ABSENT
+    token: msgspec.Raw = ABSENT
+    value: msgspec.Raw = ABSENT
+
+
+class AckParams(msgspec.Struct, gc=False):
+    """`$/ack`: every message up to number `n` has arrived."""
+
+    n: _Number
+
+
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_error = msgspec.json.Decoder(ErrorObject).decode
 _decode_worker_meta = msgspec.json.Decoder(WorkerMeta).decode
 _decode_cancel = msgspec.json.Decoder(CancelParams).decode
+_decode_token = msgspec.json.Decoder(TokenParams).decode
+_decode_part = msgspec.json.Decoder(PartParams).decode
+_decode_credit = msgspec.json.Decoder(CreditParams).decode
+_decode_progress = msgspec.json.Decoder(ProgressParams).decode
+_decode_ack = msgspec.json.Decoder(AckParams).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -123,12 +188,13 @@ class JsonRpc:
     """The codec of one link. `endpoint` is what the link is attached to, "" for nothing.
 
     `meta` says whether calls to this peer carry what is left of their deadline; `binary` whether it takes binary
-    frames, which it also shows by sending one; `defaults` are the options its query set. `session` must be set before
-    anything is decoded.
+    frames, which it also shows by sending one; `defaults` are the options its query set; with `lsp` a `workDoneToken`
+    in the params asks for progress. `session` must be set before anything is decoded.
     """
 
     __slots__ = (
         "_foreign_prefix",
+        "_n",
         "_own_prefix",
         "_reply_at",
         "_reply_prefix",
@@ -136,13 +202,14 @@ class JsonRpc:
         "binary",
         "defaults",
         "endpoint",
+        "lsp",
         "meta",
         "session",
     )
 
     def __init__(
         self, *, node: str, session_id: SessionId, endpoint: str = "", meta: bool = False, binary: bool = False,
-        defaults: Options = DEFAULT_OPTIONS,
+        defaults: Options = DEFAULT_OPTIONS, lsp: bool = False,
     ) -> None:  # fmt: skip
         self.session: Session
         self._routes: dict[str, tuple[str, str]] = {}  # methods as written that were found good: endpoint and method
@@ -150,6 +217,8 @@ class JsonRpc:
         self.meta = meta
         self.binary = binary
         self.defaults = defaults
+        self.lsp = lsp
+        self._n = 0
         self._foreign_prefix = b'"%b-' % node.encode()
         self._reply_prefix = b'"%b-%d-' % (node.encode(), session_id)
         self._reply_at = len(self._reply_prefix)
@@ -201,7 +270,7 @@ class JsonRpc:
         if method[:7] == "broker.":
             endpoint, good = "", name_bytes(method) is not None
         elif method[:2] == "$/":
-            return self._decode_protocol(envelope, method, wire_id)
+            return self._decode_protocol(envelope, method, wire_id, attachments, fault)
         else:
             if not endpoint:
                 endpoint, _, method = method.partition("/")
@@ -217,6 +286,11 @@ class JsonRpc:
                 return self._refuse(wire_id, INVALID_PARAMS, str(error), endpoint, method)
         if fault:
             return self._refuse(wire_id, INVALID_REQUEST, fault, endpoint, method)
+        if self.lsp:  # each call is looked at: no route is remembered
+            return Asked(
+                self.session, wire_id, endpoint, method, Body(envelope.params, attachments),
+                _with_token(envelope.params, options),
+            )  # fmt: skip
         if len(self._routes) >= ROUTES_REMEMBERED:
             self._routes.clear()
         self._routes[envelope.method or ""] = endpoint, method
@@ -234,17 +308,50 @@ class JsonRpc:
             return f"method {shown!r} is no name ({names}); this link is attached to {self.endpoint}"
         return f"method {shown!r} is not of the form endpoint/method with one slash ({names}, methods not with broker.)"
 
-    def _decode_protocol(self, envelope: Envelope, method: str, wire_id: bytes | None) -> Decoded:
+    def _decode_protocol(
+        self, envelope: Envelope, method: str, wire_id: bytes | None, attachments: Attachments, fault: str
+    ) -> Decoded:
         """Methods that begin with `$/`: as in LSP, unknown notifications are ignored and unknown requests refused."""
         if wire_id is not None:
             return Refused(self.session, wire_id, NO_METHOD, f"{method[:ID_MAX]} is no request", "", method[:ID_MAX])
-        if method != "$/cancelRequest":
-            return None
         try:
-            cancelled = bytes(_decode_cancel(envelope.params).id)
-        except msgspec.DecodeError as error:
-            raise BadMessage(INVALID_PARAMS, f"$/cancelRequest: {error}") from None
-        return Cancel(self.session, _checked_id(cancelled))
+            if method == "$/part":
+                part = _decode_part(envelope.params)
+                caller, attempt = self._hop(part.id)
+                if fault:
+                    raise BadMessage(INVALID_PARAMS, f"$/part: {fault}")
+                body = Body(b"null" if part.data is ABSENT else part.data, attachments)
+                return PartSent(self.session, caller, attempt, part.seq, body, part.more, part.last)
+            if method == "$/credit":
+                credit = _decode_credit(envelope.params)
+                return CreditGranted(self.session, *self._hop(credit.id), credit.upto)
+            if method == "$/progress":
+                return self._decode_progress(_decode_progress(envelope.params), attachments)
+            if method == "$/ack":
+                return Acked(self.session, _decode_ack(envelope.params).n)
+            if method == "$/cancelRequest":
+                return Cancel(self.session, _checked_id(bytes(_decode_cancel(envelope.params).id)))
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise BadMessage(INVALID_PARAMS, f"{method}: {error}") from None
+        return None
+
+    def _hop(self, raw: msgspec.Raw) -> tuple[bytes | None, int]:
+        """Whose id it is: a caller's own, or that of an attempt given to this peer. Raises BadMessage."""
+        wire_id = _checked_id(bytes(raw))
+        if wire_id.startswith(self._reply_prefix):
+            digits = wire_id[self._reply_at : -1]
+            if digits.isdigit() and len(digits) < 19:
+                return None, int(digits)
+        return wire_id, 0
+
+    def _decode_progress(self, progress: ProgressParams, attachments: Attachments) -> Decoded:
+        """By the id, or as LSP libraries do by the token alone, which is the id unless the caller named one."""
+        body = Body(b"null" if progress.value is ABSENT else progress.value, attachments)
+        for name in (progress.id, progress.token):
+            if name is not ABSENT:
+                caller, attempt = self._hop(name)
+                return Progressed(self.session, attempt, b"" if caller is None else caller, body)
+        raise BadMessage(INVALID_PARAMS, "$/progress has neither id nor token")
 
     def _decode_reply(self, envelope: Envelope, wire_id: bytes, attachments: Attachments, fault: str) -> Decoded:
         """Replies as they really come: without result, with both, with errors of any shape."""
@@ -273,52 +380,113 @@ class JsonRpc:
         """The text of a message in pieces, which the link joins; a binary frame's pieces if `takes_binary(message)`."""
         return self._encoders[type(message)](self, message)
 
+    def encode_numbered(self, message: Message, n: int) -> Pieces:
+        """The same, with its number in the session."""
+        self._n = n
+        try:
+            return self._encoders[type(message)](self, message)
+        finally:
+            self._n = 0
+
     def _encode_call(self, call: Call) -> Pieces:
         body = call.body
         size = len(body.raw)
-        if 0 < size <= SMALL and not (body.attachments or self.meta):  # the common call, in one formatting
+        if 0 < size <= SMALL and not (body.attachments or self.meta or self._n):  # the common call, in one formatting
             method = call.method.encode() if call.endpoint == self.endpoint else self._method(call)
             return [b'%b%d","method":"%b","params":%b}' % (self._own_prefix, call.attempt.id, method, body.raw)]
         pieces: Pieces = [self._own_prefix, b'%d","method":"%b"' % (call.attempt.id, self._method(call))]
         if size:
             pieces += (b',"params":', self._inline(body))
-        if self.meta:
-            meta: dict[str, object] = {"timeout": round(call.left_s, 3)}
-            options = call.attempt.request.options
-            if options.trace is not None:
-                meta["trace"] = options.trace
-            if options.idempotent:
-                meta["idempotent"] = True
-            pieces += (b',"meta":', _encode(meta))
-        pieces.append(b"}")
-        return self._framed(pieces, body)
+        return self._finish(pieces, body, self._call_meta(call) if self.meta else None)
+
+    @staticmethod
+    def _call_meta(call: Call) -> dict[str, object]:
+        """What a worker that asked for it is told of a call."""
+        options = call.attempt.request.options
+        meta: dict[str, object] = {"timeout": round(call.left_s, 3)}
+        if options.trace is not None:
+            meta["trace"] = options.trace
+        if options.idempotent:
+            meta["idempotent"] = True
+        if options.stream_in or options.stream_out:
+            meta["stream"] = (
+                "both" if options.stream_in and options.stream_out else "in" if options.stream_in else "out"
+            )
+        if options.progress is not None:
+            meta["progress"] = msgspec.Raw(options.progress) if options.progress else True
+        if options.idle is not None:
+            meta["idle"] = options.idle
+        return meta
 
     def _encode_notify(self, notify: Notify) -> Pieces:
         pieces: Pieces = [b'{"jsonrpc":"2.0","method":"%b"' % self._method(notify)]
         if len(notify.body.raw):
             pieces += (b',"params":', self._inline(notify.body))
-        pieces.append(b"}")
-        return self._framed(pieces, notify.body)
+        return self._finish(pieces, notify.body)
 
     def _encode_end(self, end: End) -> Pieces:
         wire_id, body = end.wire_id, end.body
         assert isinstance(wire_id, bytes)
         if body is None:
-            if end.outcome.kind is DUPLICATE_ID:
-                return [encode_error(b"null", end.outcome, end.meta, duplicate=wire_id)]
-            return [encode_error(wire_id, end.outcome, end.meta)]
-        if end.outcome is ENDED_OK and end.meta is None and len(body.raw) <= SMALL and not body.attachments:
+            duplicate = wire_id if end.outcome.kind is DUPLICATE_ID else None
+            error = error_object(end.outcome, duplicate=duplicate)
+            head = b'{"jsonrpc":"2.0","id":%b,"error":%b' % (b"null" if duplicate else wire_id, error)
+            return self._finish([head], EMPTY, end.meta)
+        if (
+            end.outcome is ENDED_OK
+            and end.meta is None
+            and len(body.raw) <= SMALL
+            and not (body.attachments or self._n)
+        ):
             return [b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (wire_id, body.raw)]  # the common reply
         member = b"error" if end.outcome.kind is WORKER_ERROR else b"result"
         pieces: Pieces = [b'{"jsonrpc":"2.0","id":%b,"%b":' % (wire_id, member), self._inline(body)]
-        if end.meta is not None:
-            pieces += (b',"meta":', _encode(end.meta))
-        pieces.append(b"}")
-        return self._framed(pieces, body)
+        return self._finish(pieces, body, end.meta)
 
     def _encode_cancel(self, cancel: CancelAttempt) -> Pieces:
-        id_ = self._reply_prefix, cancel.attempt_id
-        return [b'{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":%b%d"}}' % id_]
+        head = b'{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":%b}' % self._id(None, cancel.attempt_id)
+        return self._finish([head], EMPTY)
+
+    def _id(self, wire_id: WireId | None, attempt_id: AttemptId) -> bytes:
+        """An id as this peer knows it."""
+        if attempt_id:
+            return b'%b%d"' % (self._reply_prefix, attempt_id)
+        assert isinstance(wire_id, bytes)
+        return wire_id
+
+    def _encode_part(self, part: Part) -> Pieces:
+        head = b'{"jsonrpc":"2.0","method":"$/part","params":{"id":%b,"seq":%d%b%b,"data":' % (
+            self._id(part.wire_id, part.attempt_id), part.seq, b',"more":true' if part.more else b"",
+            b',"last":true' if part.last else b"",
+        )  # fmt: skip
+        return self._finish([head, self._inline(part.body), b"}"], part.body)
+
+    def _encode_credit(self, credit: Credit) -> Pieces:
+        name = self._id(credit.wire_id, credit.attempt_id)
+        return self._finish(
+            [b'{"jsonrpc":"2.0","method":"$/credit","params":{"id":%b,"upto":%d}' % (name, credit.upto)], EMPTY
+        )
+
+    def _encode_progress(self, progress: Progress) -> Pieces:
+        name = self._id(progress.wire_id, 0)
+        head = b'{"jsonrpc":"2.0","method":"$/progress","params":{"id":%b,"token":%b,"value":' % (
+            name, progress.token or name,
+        )  # fmt: skip
+        return self._finish([head, self._inline(progress.body), b"}"], progress.body)
+
+    def _encode_session(self, told: SessionTold) -> Pieces:
+        params = {
+            "id": told.session_id,
+            "secret": told.secret,
+            "grace": told.grace_s,
+            "resumed": told.resumed,
+            "received": told.received,
+            "cut": told.cut,
+        }
+        return [b'{"jsonrpc":"2.0","method":"broker.session","params":%b}' % _encode(params)]
+
+    def _encode_ack(self, ack: Ack) -> Pieces:
+        return [b'{"jsonrpc":"2.0","method":"$/ack","params":{"n":%d}}' % ack.n]
 
     def _encode_broadcast(self, broadcast: Broadcast) -> Pieces:
         pieces: Pieces = [b'{"jsonrpc":"2.0","method":"broker.message","params":{']
@@ -328,8 +496,8 @@ class JsonRpc:
             pieces.append(b'"topic":"%b",' % broadcast.topic.encode())
         if broadcast.seq is not None:
             pieces.append(b'"seq":%d,' % broadcast.seq)
-        pieces += (b'"data":', self._inline(broadcast.body), b"}}")
-        return self._framed(pieces, broadcast.body)
+        pieces += (b'"data":', self._inline(broadcast.body), b"}")
+        return self._finish(pieces, broadcast.body)
 
     def _method(self, call: Call | Notify) -> bytes:
         """Bare where the link is attached, `endpoint/method` elsewhere."""
@@ -346,7 +514,13 @@ class JsonRpc:
             return expand(bytes(body.raw), body.attachments)
         return body.raw
 
-    def _framed(self, pieces: Pieces, body: Body) -> Pieces:
+    def _finish(self, pieces: Pieces, body: Body, meta: ReplyMeta | dict[str, object] | None = None) -> Pieces:
+        """The end of a message: `meta` with the number it has, and the attachments of a binary frame."""
+        if self._n and meta is None:
+            pieces.append(b',"meta":{"n":%d}' % self._n)
+        elif meta is not None:
+            pieces += (b',"meta":', _encode({"n": self._n, **_members(meta)} if self._n else meta))
+        pieces.append(b"}")
         return pack(pieces, body.attachments) if body.attachments and self.binary else pieces
 
     _encoders: dict[type, Callable[[JsonRpc, Any], Pieces]] = {  # noqa: RUF012 - filled once, below
@@ -354,8 +528,18 @@ class JsonRpc:
         End: _encode_end,
         Notify: _encode_notify,
         CancelAttempt: _encode_cancel,
+        Part: _encode_part,
+        Credit: _encode_credit,
+        Progress: _encode_progress,
+        SessionTold: _encode_session,
+        Ack: _encode_ack,
         Broadcast: _encode_broadcast,
     }
+
+
+def _members(meta: ReplyMeta | dict[str, object]) -> dict[str, object]:
+    """What is said in `meta`, as members of an object."""
+    return meta if isinstance(meta, dict) else msgspec.to_builtins(meta)
 
 
 class ErrorData(msgspec.Struct, omit_defaults=True):
@@ -376,12 +560,9 @@ class ErrorData(msgspec.Struct, omit_defaults=True):
     id: msgspec.Raw = ABSENT
 
 
-def encode_error(
-    wire_id: bytes, outcome: Outcome, meta: ReplyMeta | None = None, *, duplicate: bytes | None = None
-) -> bytes:
-    """The error by which the broker tells an outcome of its own; `duplicate` is the id that was in flight."""
-    tail = b"" if meta is None else b',"meta":' + _encode(meta)
-    return b'{"jsonrpc":"2.0","id":%b,"error":%b%b}' % (wire_id, error_object(outcome, duplicate=duplicate), tail)
+def encode_error(wire_id: bytes, outcome: Outcome) -> bytes:
+    """The error by which the broker tells an outcome of its own."""
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (wire_id, error_object(outcome))
 
 
 def error_object(outcome: Outcome, *, duplicate: bytes | None = None) -> bytes:
@@ -526,6 +707,17 @@ def _check_duplicates(text: bytes, envelope: Envelope) -> None:
     if names.total() > len(names):
         twice = next(name for name, times in names.items() if times > 1)
         raise BadMessage(INVALID_REQUEST, f"member {twice[:ID_MAX]!r} stands twice", strike=True)
+
+
+def _with_token(params: msgspec.Raw, options: Options) -> Options:
+    """The options with the progress token that stands in the params, as in the Language Server Protocol (3.17)."""
+    try:
+        token = _decode_token(params).workDoneToken if len(params) else None
+    except (msgspec.DecodeError, RecursionError):
+        return options  # params without one, or none at all
+    if token is None or len(written := _encode(token)) > TOKEN_MAX:
+        return options
+    return msgspec.structs.replace(options, progress=written)
 
 
 def _collect(envelope: Envelope, text: bytes, attachments: Attachments) -> tuple[Attachments, str]:

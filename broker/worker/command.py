@@ -19,6 +19,9 @@ from broker.worker.requests import current
 STDERR_KEPT = 4096
 """bytes of what it last wrote to standard error that are told when it fails"""
 
+PIPE_CLOSES_S = 1.0
+"""how long after its end a command's output is waited for"""
+
 
 class Command:
     """A command as the answer to every method.
@@ -53,6 +56,7 @@ class Command:
             finally:
                 for task in (feeding, errors):
                     task.cancel()
+                await asyncio.wait((feeding, errors))
         finally:
             await _kill(process)
         return self._result(status, output, said)
@@ -123,4 +127,12 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # its own group: it was started in a session of its own
     except (ProcessLookupError, PermissionError):
         pass
-    await process.wait()
+    # `wait` returns when its pipes are at their end (Python 3.11), and one that is full has to be read for that.
+    try:
+        async with asyncio.timeout(PIPE_CLOSES_S):
+            for pipe in (process.stdout, process.stderr):
+                while pipe is not None and await pipe.read(1 << 16):
+                    pass
+            await process.wait()
+    except TimeoutError:
+        pass  # held by a child that left the group

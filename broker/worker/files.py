@@ -13,21 +13,25 @@ import fnmatch
 import math
 import os
 import re
-import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from broker.worker.changes import Changes
 from broker.worker.confined import Confined, Entry, FileChanged, FileRefused, Look, Parts, refusal, show
-from broker.worker.requests import NoRequest, current
+from broker.worker.requests import NoRequest, Request, current
+from broker.worker.uploads import PART, Upload, check_regular, remove_left_overs
 
 __all__ = ["FileChanged", "FileRefused", "Files"]
 
 READ_MAX_BYTES = 8 * 1024 * 1024
-"""One `read` gives at most so much; `more` says that there is more."""
+"""One `read` that does not stream gives at most so much; `more` says that there is more."""
+PIECE_BYTES = 252 * 1024
+"""read at a time: whole pages, and with its JSON text one part, which is at most 256 KiB"""
 LIST_MAX = 10_000
 LIST_MAX_BYTES = 4 << 20
 """names in one listing; with what is said about each it stays below the bound of a message"""
@@ -36,11 +40,7 @@ STABLE_S = 0.3
 LOOK_SOON_S = 0.2
 LOOK_AGAIN_S = 2.0
 """How often a watched folder is read anew, whatever its file system tells of changes (those on a network: nothing)."""
-LEFT_OVER_S = 86_400.0
-"""An upload that nobody went on with for so long is removed when the next one begins in its folder."""
 
-_PART = re.compile(r"\.broker-[A-Za-z0-9]{1,64}\.part")
-_UPLOAD = re.compile(r"[A-Za-z0-9]{8,64}")
 _CURSOR = re.compile(r"(-?[0-9]{1,20}):(.*)", re.DOTALL)
 
 Mark = tuple[int, int]
@@ -62,6 +62,9 @@ class Files:
         self._writable = writable
         self._deletable = deletable
         self._changes = Changes()
+        if writable:
+            with self._place.folder(()) as root:
+                remove_left_overs(root)
 
     def __dir__(self) -> Iterator[str]:
         """What there is, without what is not allowed: this is what `Worker.add_object` goes by."""
@@ -102,40 +105,64 @@ class Files:
 
     def read(
         self, path: str, offset: int = 0, length: int | None = None, encoding: Literal["base64"] | None = None,
-        version: str | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """The contents from `offset`, at most `length` bytes and at most 8 MiB at once; `more` if the file goes on.
+        version: str | None = None, stream: bool = False,
+    ) -> dict[str, Any] | Generator[bytes, None, dict[str, Any]]:  # fmt: skip
+        """The contents from `offset`, at most `length` bytes; with `stream` however much, else at most 8 MiB at once.
 
-        They come as an attachment, or as text with `encoding` "base64". With the `version` of an earlier reply it is
-        an error if the file has changed since; among several workers, that needs copies with equal times.
+        With `stream` they come as parts of bytes, and the reply says the rest, with their CRC-32. Without, they are in
+        the reply as `data`, an attachment, or text with `encoding` "base64"; `more` says that the file goes on. With
+        the `version` of an earlier reply it is an error if the file has changed since; among several workers, that
+        needs copies with equal times.
         """
         offset = _whole(offset, "offset", 0)
         if length is not None:
             length = _whole(length, "length", 0)
         if encoding not in (None, "base64"):
             raise FileRefused(f'encoding {show(encoding)} is not known: leave it out, or "base64"')
+        if stream and encoding:
+            raise FileRefused("a stream is of bytes; leave out encoding, or stream")
         parts, _ = self._existing(path)
-        descriptor = self._open(parts, path)
-        try:
-            before = os.fstat(descriptor)
-            ends_at = before.st_size if length is None else min(before.st_size, offset + length)
-            data = _read_range(descriptor, offset, min(READ_MAX_BYTES, ends_at - offset))
-            state = os.fstat(descriptor)
-        except OSError as error:
-            raise refusal(path, error) from None
-        finally:
-            os.close(descriptor)
+        if stream:
+            return self._read_on(parts, path, offset, length, version)
+        with self._open(parts, path) as descriptor:
+            try:
+                before = os.fstat(descriptor)
+                ends_at = before.st_size if length is None else min(before.st_size, offset + length)
+                data = _read_range(descriptor, offset, min(READ_MAX_BYTES, ends_at - offset))
+                state = os.fstat(descriptor)
+            except OSError as error:
+                raise refusal(path, error) from None
         if version is not None and not version == _version(before) == _version(state):
-            raise FileChanged(f"{show(path)} has changed since its version {show(version)}; read it anew")
-        return {
-            "path": path,
-            "size": before.st_size,
-            "offset": offset,
-            "length": len(data),
-            "more": 0 < len(data) < ends_at - offset,
-            "version": _version(before),
-            "data": base64.b64encode(data).decode() if encoding else data,
-        }
+            raise _changed_since(path, version)
+        more = 0 < len(data) < ends_at - offset
+        told = _describe_range(path, before, offset, len(data), more)
+        return told | {"data": base64.b64encode(data).decode() if encoding else data}
+
+    def _read_on(
+        self, parts: Parts, path: str, offset: int, length: int | None, version: str | None
+    ) -> Generator[bytes, None, dict[str, Any]]:
+        """A range piece by piece, each read when the caller takes it; raises FileChanged as soon as that shows."""
+        request = _request()
+        with self._open(parts, path) as descriptor:
+            before = os.fstat(descriptor)
+            if version is not None and version != _version(before):
+                raise _changed_since(path, version)
+            ends_at = before.st_size if length is None else min(before.st_size, offset + length)
+            position, crc = offset, 0
+            while position < ends_at:
+                try:
+                    piece = _read_range(descriptor, position, min(PIECE_BYTES, ends_at - position))
+                    state = os.fstat(descriptor)
+                except OSError as error:
+                    raise refusal(path, error) from None
+                if _version(state) != _version(before) or not piece:
+                    raise FileChanged(f"{show(path)} changed while it was read; read it anew")
+                position += len(piece)
+                crc = zlib.crc32(piece, crc)
+                if request is not None:
+                    request.progress(position - offset, ends_at - offset, "bytes")
+                yield piece
+        return _describe_range(path, before, offset, position - offset, False) | {"crc32": crc}
 
     def newest(self, pattern: str = "*", path: str = ".", recursive: bool = False) -> dict[str, Any] | None:
         """The file that matches `pattern` and was changed last; None if none matches."""
@@ -202,24 +229,18 @@ class Files:
             look.stopped = True  # a thread that still reads the folder ends too
 
     def write(
-        self, path: str, data: bytes, overwrite: bool = False, upload: str | None = None, offset: int = 0,
-        last: bool = True,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, path: str, data: bytes | None = None, overwrite: bool = False, size: int | None = None
+    ) -> dict[str, Any]:
         """Write a file: a new one, or with `overwrite` in place of an old one. It appears when it is whole.
 
-        A file larger than a message comes in pieces: each with the same `upload`, 8 to 64 letters and digits by
-        chance, with the `offset` where it belongs, which is the end of the one before, and `last` false but for the
-        last. Pieces that stop coming are removed after a day.
+        The contents are `data`, or, without, the parts that the caller sends, each of bytes: a file of any size. With
+        `size` it is refused unless they are so many bytes. The reply has their CRC-32.
         """
         if not self._writable:
             raise FileRefused("this worker does not write; it was started without --allow-write")
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise FileRefused('data must be bytes: an attachment, or {"$base64": "…"}')
-        offset = _whole(offset, "offset", 0)
-        if upload is None and (offset or not last):
-            raise FileRefused("a file in pieces needs upload: letters and digits by chance, the same for all of them")
-        if upload is not None and not _UPLOAD.fullmatch(_text(upload, "upload")):
-            raise FileRefused(f"upload {show(upload)} is not 8 to 64 letters and digits")
+        if size is not None:
+            size = _whole(size, "size", 0)
+        pieces = _given(data)
         parts = self._place.resolve(path)
         if not parts:
             raise FileRefused(f"{show(path)} is a folder")
@@ -227,29 +248,12 @@ class Files:
             kinds = f"of the types {', '.join(self._types)}" if self._types else "of other names"
             raise FileRefused(f"{show(path)}: only files {kinds} are served")
         try:
-            with self._place.folder(parts[:-1]) as folder:
-                return self._write(folder, parts[-1], path, memoryview(data), overwrite, upload, offset, last)
+            with self._place.folder(parts[:-1]) as folder, Upload(folder, parts[-1], path, overwrite) as upload:
+                _fill(upload, pieces, size)
+                upload.publish()
         except OSError as error:
             raise refusal(path, error) from None
-
-    def _write(
-        self, folder: int, name: str, path: str, data: memoryview, overwrite: bool, upload: str | None, offset: int,
-        last: bool,
-    ) -> dict[str, Any]:  # fmt: skip
-        mode = _check_target(folder, name, path, overwrite)
-        part = f".broker-{upload or secrets.token_hex(8)}.part"
-        if offset == 0 and upload is not None:
-            _remove_left_overs(folder)
-        size = offset + data.nbytes
-        try:
-            _append(folder, part, path, data, offset, mode, last)
-            if last:
-                _publish(folder, part, name, path, overwrite)
-        except FileRefused:
-            if upload is None or last:
-                _unlink(folder, part)
-            raise
-        return {"path": path, "size": size, "length": data.nbytes, "written": last}
+        return {"path": path, "size": upload.size, "length": upload.size, "written": True, "crc32": upload.crc32}
 
     def delete(self, path: str) -> dict[str, Any]:
         """Remove one file; of a link only the link."""
@@ -298,9 +302,10 @@ class Files:
 
     def _is_served(self, parts: Parts) -> bool:
         name = parts[-1].lower() if parts else ""
-        return not _PART.fullmatch(name) and (not self._types or name.endswith(self._types))
+        return not PART.fullmatch(name) and (not self._types or name.endswith(self._types))
 
-    def _open(self, parts: Parts, path: str) -> int:
+    @contextmanager
+    def _open(self, parts: Parts, path: str) -> Iterator[int]:
         """A descriptor of a regular file, to read."""
         if not parts:
             raise FileRefused(f"{show(path)} is no regular file")
@@ -308,16 +313,15 @@ class Files:
             with self._place.folder(parts[:-1]) as folder:
                 # Looked at before: opening some devices does something. O_NONBLOCK: opening a pipe that has come in
                 # between would wait for ever.
-                _check_regular(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False), path)
+                check_regular(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False), path)
                 descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except OSError as error:
             raise refusal(path, error) from None
         try:
-            _check_regular(os.fstat(descriptor), path)
-        except FileRefused:
+            check_regular(os.fstat(descriptor), path)
+            yield descriptor
+        finally:
             os.close(descriptor)
-            raise
-        return descriptor
 
     def _walk(self, parts: Parts, recursive: bool, look: Look, path: str) -> Iterator[Entry]:
         """What is in a folder; files that are not served do not exist."""
@@ -347,12 +351,16 @@ class Files:
 
 def _look() -> Look:
     """A walk that ends when the request it answers, if any, is cancelled."""
-    look = Look()
+    request = _request()
+    return Look() if request is None else _RequestLook(request)
+
+
+def _request() -> Request | None:
+    """The request that is answered, if any: files may be looked at without one."""
     try:
-        request = current()
+        return current()
     except NoRequest:
-        return look
-    return _RequestLook(request)
+        return None
 
 
 class _RequestLook(Look):
@@ -360,7 +368,7 @@ class _RequestLook(Look):
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Request) -> None:
         super().__init__()
         self._request = request
 
@@ -424,6 +432,17 @@ def _describe(parts: Parts, state: os.stat_result) -> dict[str, Any]:
     }
 
 
+def _describe_range(path: str, state: os.stat_result, offset: int, length: int, more: bool) -> dict[str, Any]:
+    return {
+        "path": path, "size": state.st_size, "offset": offset, "length": length, "more": more,
+        "version": _version(state),
+    }  # fmt: skip
+
+
+def _changed_since(path: str, version: str) -> FileChanged:
+    return FileChanged(f"{show(path)} has changed since its version {show(version)}; read it anew")
+
+
 def _version(state: os.stat_result) -> str:
     """Differs when the contents do: of time and size only, so that equal copies on several machines agree."""
     return f"{state.st_mtime_ns:x}-{state.st_size:x}"
@@ -464,11 +483,6 @@ def _settles_in(
     return max(0.0, stable_s - (now - since))
 
 
-def _check_regular(state: os.stat_result, path: str) -> None:
-    if not stat.S_ISREG(state.st_mode):
-        raise FileRefused(f"{show(path)} is no regular file")
-
-
 def _read_range(descriptor: int, offset: int, length: int) -> bytes:
     """As much of a range as there is; a read may give less than asked."""
     pieces: list[bytes] = []
@@ -485,84 +499,27 @@ def _read_range(descriptor: int, offset: int, length: int) -> bytes:
 # ---------------------------------------------------------------- writing
 
 
-def _check_target(folder: int, name: str, path: str, overwrite: bool) -> int:
-    """The mode for what is written. Raises FileRefused if something is there that stays."""
-    try:
-        state = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return 0o644
-    _check_regular(state, path)
-    if not overwrite:
-        raise _exists(path)
-    return stat.S_IMODE(state.st_mode) & 0o777
+def _given(data: Any) -> Iterable[Any]:
+    """What a file is to hold, piece by piece."""
+    if data is not None:
+        return (data,)
+    request = _request()
+    if request is None or not request.has_parts:
+        raise FileRefused('data is missing: bytes (an attachment, or {"$base64": "…"}), or parts of a stream')
+    return request.parts()
 
 
-def _exists(path: str) -> FileRefused:
-    return FileRefused(f"{show(path)} exists; overwrite=true replaces it")
-
-
-def _append(folder: int, part: str, path: str, data: memoryview, offset: int, mode: int, last: bool) -> None:
-    """Put a piece behind what has come of a file. Raises FileRefused if it does not fit there, or the disk is full."""
-    flags = os.O_WRONLY | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if offset == 0 else 0)
-    try:
-        descriptor = os.open(part, flags, mode, dir_fd=folder)
-    except FileExistsError:
-        raise FileRefused(f"{show(path)}: this upload has begun already; begin another") from None
-    except FileNotFoundError:
-        raise FileRefused(f"{show(path)}: this upload has not begun here, or was given up; begin another") from None
-    try:
-        there = os.fstat(descriptor).st_size
-        if there != offset:
-            raise FileRefused(f"{show(path)}: {there} bytes have come, so offset {offset} does not follow")
-        _write_range(descriptor, offset, data)
-        if last:
-            os.fsync(descriptor)  # some file systems tell only now that they are full
-    except OSError as error:
-        _unlink(folder, part)  # above all on a full disk
-        raise FileRefused(f"{show(path)} is not written: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-
-
-def _write_range(descriptor: int, offset: int, data: memoryview) -> None:
-    data = data.cast("B") if data.nbytes else data
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        offset += written
-        data = data[written:]
-
-
-def _publish(folder: int, part: str, name: str, path: str, overwrite: bool) -> None:
-    """Give what is whole its name, at once. Raises FileRefused if somebody else took it meanwhile."""
-    try:
-        if not overwrite:
-            try:
-                os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-            except FileExistsError:
-                raise _exists(path) from None
-            except (OSError, NotImplementedError):  # no hard links there: keep the name before it is replaced
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, dir_fd=folder))
-            else:
-                os.unlink(part, dir_fd=folder)
-                return
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except FileExistsError:
-        raise _exists(path) from None
-    except OSError as error:
-        raise FileRefused(f"{show(path)} is not written: {error.strerror}") from None
-
-
-def _unlink(folder: int, name: str) -> None:
-    try:
-        os.unlink(name, dir_fd=folder)
-    except OSError:
-        pass
-
-
-def _remove_left_overs(folder: int) -> None:
-    """What uploads that were given up long ago have left."""
-    now = time.time()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _PART.fullmatch(entry.name) and now - entry.stat(follow_symlinks=False).st_mtime > LEFT_OVER_S:
-                _unlink(folder, entry.name)
+def _fill(upload: Upload, pieces: Iterable[Any], size: int | None) -> None:
+    """Take all that is given. Raises FileRefused if it is no bytes, or not as much as was said."""
+    request = _request()
+    for piece in pieces:
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
+            kind = type(piece).__name__
+            raise FileRefused(f'data must be bytes (an attachment, or {{"$base64": "…"}}), not of type {kind}')
+        upload.append(memoryview(piece).cast("B") if memoryview(piece).nbytes else memoryview(b""))
+        if size is not None and upload.size > size:
+            raise FileRefused(f"{show(upload.path)}: more than the {size} bytes came that were announced")
+        if request is not None:
+            request.progress(upload.size, size, "bytes")
+    if size is not None and upload.size != size:
+        raise FileRefused(f"{show(upload.path)}: {upload.size} bytes came of the {size} that were announced")

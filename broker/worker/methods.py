@@ -19,7 +19,7 @@ Function = Callable[..., Any]
 
 
 class Method(msgspec.Struct, frozen=True):
-    """One function under its name. `is_async`: calling it gives something to be awaited.
+    """One function under its name. `is_async`: calling it gives something to be awaited, or an async iterator.
 
     With `whole` it is called with the method's name and the parameters as they came.
     """
@@ -38,7 +38,11 @@ def make_method(function: Function, name: str | None = None) -> Method:
     if not is_name(name) or name.startswith("broker."):
         raise ValueError(f"{name!r} is no name of a method; names are 1 to 128 of A-Z a-z 0-9 _ . -")
     call = getattr(type(function), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
-    return Method(name, function, inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call))
+    return Method(name, function, _is_async(function) or _is_async(call))
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def public_methods(source: object) -> Iterator[Method]:

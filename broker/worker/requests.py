@@ -1,16 +1,21 @@
-"""The request a function is working on: what it may ask about it while it runs."""
+"""The request a function is working on: what it may ask about it, take from it and tell about it while it runs."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from broker.worker.parts import Parts, no_parts
 
 if TYPE_CHECKING:
     import asyncio
 
     from broker.peer.session import Asked
+    from broker.worker.progress import ProgressTold
 
 
 class NoRequest(LookupError):
@@ -20,7 +25,9 @@ class NoRequest(LookupError):
 class Request:
     """One request while a worker's function answers it. Usable from any thread."""
 
-    __slots__ = ("_event", "asked", "begun", "cancelled", "deadline", "task")
+    __slots__ = (
+        "_event", "asked", "begun", "cancelled", "deadline", "gate", "incoming", "progress_told", "task", "waiting",
+    )  # fmt: skip
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
@@ -31,6 +38,12 @@ class Request:
         self.deadline: float | None = None if asked.timeout is None else time.monotonic() + asked.timeout
         """when the answer is due, on the clock of `time.monotonic()`; None for a notification"""
         self.task: asyncio.Task[None] | None = None
+        self.gate: SimpleQueue[None] | None = None
+        """what a thread waits at until its caller takes more items"""
+        self.waiting: asyncio.Task[None] | None = None
+        """who will open the gate"""
+        self.incoming: Parts | None = None
+        self.progress_told: ProgressTold | None = None
         self._event: threading.Event | None = None
 
     @property
@@ -50,8 +63,37 @@ class Request:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the answer is due, at least 0; None for a notification."""
+        """Seconds until the answer is due, at least 0; None for a notification.
+
+        As the broker told when the request came. A stream whose caller named no timeout may go on for longer, as long
+        as something flows.
+        """
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the caller sends parts."""
+        return self.incoming is not None
+
+    def parts(self) -> Parts:
+        """What the caller sends, item by item: `for` in a thread, `async for` in a coroutine; none if it sends none.
+
+        They are held back until they are taken, which stalls nobody but this caller. Raises Cancelled from the
+        iteration when nobody waits for the answer any more.
+        """
+        return self.incoming or no_parts()
+
+    def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
+        """Tell the caller how far this is: `done`, of `total` if that is known, in whatever unit; `text` says more.
+
+        Does nothing if it did not ask. Passed on at most 20 times a second, and the last one before the
+        answer; what finds the way to the caller crowded is lost. Raises TypeError for what is no number or no text.
+        """
+        if self.progress_told is None or self.cancelled:
+            return
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}; give a str, or None")
+        self.progress_told.tell((_number(done), None if total is None else _number(total), text))
 
     def wait_cancelled(self, timeout: float | None = None) -> bool:
         """Block until nobody waits any more, or for `timeout` seconds; whether it is so. For threads only."""
@@ -62,12 +104,28 @@ class Request:
         return self._event.wait(timeout)
 
     def cancel(self) -> None:
-        """Nobody waits any more. The worker calls it."""
+        """Nobody waits any more. The worker calls it, on its event loop."""
         self.cancelled = True
         if self._event is not None:
             self._event.set()
+        if self.incoming is not None:
+            self.incoming.cancel()
+        if self.progress_told is not None:
+            self.progress_told.drop()
+        if self.waiting is not None:
+            self.waiting.cancel()
+        if self.gate is not None:
+            self.gate.put(None)
         if self.task is not None:
             self.task.cancel()
+
+
+def _number(value: Any) -> float:
+    """A plain number, of numpy's too. Raises TypeError for what is none."""
+    number = value if type(value) is int else float("nan") if isinstance(value, (str, bytes)) else float(value)
+    if not math.isfinite(number):
+        raise TypeError(f"{value!r:.40} is no number")
+    return number
 
 
 _current: ContextVar[Request] = ContextVar("broker_request")

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.admin.metrics import Lag, may_see_metrics
+from broker.admin.metrics import Collector, Lag, Sources, may_see_metrics
+from broker.auth.authenticate import AuthCounters
 from broker.core.access import Grant, Principal, Role
+from broker.core.counters import Counters
 from broker.core.errors import KINDS
+from broker.core.limits import Limits
+from broker.core.router import Router
+from broker.links.limits import LinkCounters
+from broker.wire.pieces import join_reply
 from tests.transports.websocket.harness import ADMIN, CALLER, config, run, serving
 
 
@@ -92,3 +99,33 @@ def test_metrics_are_for_who_may_see_every_endpoint() -> None:
                 assert (await world.http("/metrics", secret)).code == status
 
     run(main)
+
+
+def test_whatever_the_router_counts_is_exported() -> None:
+    """A counter that nobody can see is forgotten: each is given a value of its own, which must be found."""
+
+    class Links:
+        links: tuple[()] = ()
+        counters = LinkCounters()
+
+    router = Router(Limits(), join=join_reply)
+    expected: dict[str, set[float]] = {}
+    for number, name in enumerate(Counters.__slots__):
+        base = 100_000 * (number + 1)
+        before = getattr(router.counters, name)
+        if isinstance(before, dict):
+            setattr(router.counters, name, {key: base + at for at, key in enumerate(before)})
+            expected[name] = {float(base + at) for at in range(len(before))}
+        elif isinstance(before, list):
+            setattr(router.counters, name, [base, *before[1:]])
+            expected[name] = {float(base)}
+        else:
+            setattr(router.counters, name, base)
+            expected[name] = {float(base)}
+    sources = Sources(router, Links(), AuthCounters(), Lag(), lambda: None)  # type: ignore[arg-type]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector(sources))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    values = {sample.value for family in families for sample in family.samples}
+    missing = {name: there - values for name, there in expected.items() if there - values}
+    assert not missing

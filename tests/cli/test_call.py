@@ -43,7 +43,7 @@ def hang() -> None:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with broker_thread() as (broker, loop):
+    with broker_thread(endpoints={"kept": {"history": 10}}) as (broker, loop):
         worker = Worker("data", broker.url, SECRET, name="cam\x1b[31mera", drain=0.1)
         worker.add(read)
         worker.add(hang)
@@ -109,6 +109,8 @@ def test_bytes_go_out_and_come_in(run: Run, tmp_path: Path) -> None:
         (["data/echo", "5"], 2, "data/echo: params is of type int; give a dict"),
         (["nonsense"], 2, "'nonsense' is not of the form endpoint/method"),
         (["data/echo", "--timeout", "0"], 2, "not a positive number"),
+        (["data/echo", "--retries", "1"], 2, "retries needs idempotent"),
+        (["data/echo", "--grace", "inf"], 2, "inf is not in the range"),
         (["data/echo", "--timeout", "1e9"], 2, "above the bound"),
         (["data/echo", "--attach", "/no/such/file"], 2, "--attach /no/such/file: No such file"),
         (["data/echo", "[1]", "--attach", "x=/dev/null"], 2, "parameters by name"),
@@ -166,8 +168,8 @@ def test_credentials_and_places(run: Run, running: Running, monkeypatch: pytest.
 def test_listings(run: Run) -> None:
     result = run("endpoints")
     assert result.out.splitlines()[0].split() == ["endpoint", "workers", "free", "executing", "queued", "listeners"]
-    assert result.out.splitlines()[1].split()[:2] == ["data", "1"]
-    assert json.loads(run("endpoints", "--json").out)[0]["endpoint"] == "data"
+    assert [line.split()[:2] for line in sorted(result.out.splitlines()[1:])] == [["data", "1"], ["kept", "0"]]
+    assert {one["endpoint"] for one in json.loads(run("endpoints", "--json").out)} == {"data", "kept"}
     assert "serves" in run("peers").out
     assert {peer["principal"] for peer in json.loads(run("peers", "--json").out)} == {"local"}
     assert json.loads(run("pending", "--json").out) == []
@@ -235,6 +237,20 @@ def test_listening_in_vain(run: Run) -> None:
     result = run("listen", "data", "--timeout", "0.05")
     assert result.code == 6
     assert "no broadcast of data within 0.05 s" in result.err
+
+
+def test_listening_to_what_was_before(run: Run) -> None:
+    for n in range(3):
+        assert run("broadcast", "kept", str(n), "--topic", "new").code == 0
+    listen = ("listen", "kept", "--topic", "new", "--timeout", "20")
+    result = run(*listen, "--since", "1", "--count", "2", "--grace", "1")
+    assert (result.code, result.out) == (0, "1\n2\n")
+    epoch = result.err.strip().removesuffix(")").rpartition("(epoch ")[2]
+    assert run(*listen, "--since", "2", "--count", "1", "--epoch", epoch).out == "2\n"
+    assert run(*listen, "--since", "2", "--count", "1", "--epoch", "another").out == "0\n"
+    result = run(*listen, "--epoch", epoch)
+    assert (result.code, "--epoch goes with --since" in result.err) == (2, True)
+    assert run("listen", "--since", "1").code == 2
 
 
 def test_wait_queues_until_a_worker_comes(run: Run, running: Running) -> None:

@@ -37,12 +37,16 @@ ask broker do
 ask broker work f
 ask broker work files --allow-
 ask broker context ""
+ask broker call a/b --gr
+ask broker listen --e
 """
     )
     done = subprocess.run(
         ["bash", "-c", probe], capture_output=True, text=True, env=environment, timeout=50, check=True
     )
-    assert done.stdout.splitlines() == ["doctor", "files", "--allow-write --allow-delete", "add list remove use"]
+    assert done.stdout.splitlines() == [
+        "doctor", "files", "--allow-write --allow-delete", "add list remove use", "--group --grace", "--epoch",
+    ]  # fmt: skip
     assert done.stderr == ""
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_asked_is_refused_before_it_is_sent() -> None:
             with pytest.raises(TypeError, match="seconds"):
                 await client.call("data/echo", timeout="5")  # type: ignore[arg-type]
             with pytest.raises(errors.TooLarge):
-                await client.call("data/echo", [bytes(17 << 20)])
+                await client.publish("data", bytes(17 << 20))
             assert broker.router.counters.accepted == 0
 
     run(main)
@@ -265,7 +265,7 @@ def test_a_broker_restarted_under_its_feet() -> None:
     async def main() -> None:
         async with broker_running() as broker:
             port = broker.port
-            client = await AsyncClient(broker.url, SECRET).connect()
+            client = await AsyncClient(broker.url, SECRET, grace=0).connect()
             messages = await client.subscribe("data")
             worker = await serving(broker.url).start()
             hanging = asyncio.create_task(client.call("data/hang"))

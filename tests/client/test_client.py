@@ -67,7 +67,7 @@ def test_the_same_names_as_the_asynchronous_one() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    inner = {"asked", "cancel_asked", "heard", "link_changed", "gave_up", "standing_refused"}
+    inner = {"asked", "cancel_asked", "item", "items_ended", "heard", "link_changed", "gave_up", "standing_refused"}
     assert public(package.Client) == public(package.AsyncClient) - inner
 
 
@@ -176,10 +176,14 @@ def test_close_ends_what_is_in_flight_in_other_threads(running: Running) -> None
 
 def test_a_forked_child_is_told(running: Running) -> None:
     client = Client(running[0].url, SECRET).connect()
+    stream = client.stream("data/hang")
     client._process += 1
     with pytest.raises(RuntimeError, match="after a fork make a new one"):
         client.submit("data/echo")
+    with pytest.raises(RuntimeError, match="after a fork make a new one"):
+        next(stream)
     client._process -= 1
+    stream.close()
     client.close()
 
 

@@ -1,7 +1,13 @@
-"""Files larger than a message, read and written by ranges behind one call."""
+"""Files of any size, read and written in parts: whole, verified, and with little memory."""
 
 import asyncio
+import hashlib
 import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +16,16 @@ import pytest
 from broker.client import files as module
 from broker.client.async_client import AsyncClient
 from broker.client.client import Client
-from broker.client.files import AsyncRemoteFiles, Ranges, RemoteFiles, replacing
-from broker.peer.errors import BadReply, RemoteError, TooLarge
+from broker.client.files import AsyncRemoteFiles, RemoteFiles, Tally, replacing
+from broker.peer.errors import BadReply, DeadlineExceeded, RemoteError
 from broker.worker import files as worker_files
 from broker.worker.files import Files
+from broker.worker.uploads import Upload
 from broker.worker.worker import Worker
-from tests.peer.harness import SECRET, broker_running, broker_thread, run
+from tests.peer.harness import SECRET, broker_running, broker_thread, run, until
 
 BIG = 20_000_001  # more than a message
+PIECE = module.PIECE_BYTES
 
 
 def serving(url: str, folder: Path) -> Worker:
@@ -45,18 +53,18 @@ def test_a_large_file_there_and_back(folder: Path, tmp_path: Path) -> None:
             to = tmp_path / "copy.bin"
             assert await files.download("big.bin", to, progress=lambda done, total: told.append((done, total))) == BIG
             assert to.read_bytes() == content
-            assert told == [(8 << 20, BIG), (16 << 20, BIG), (BIG, BIG)]
-            with pytest.raises(TooLarge):
-                await files.write("too-big.bin", content)
+            assert told == [(min(done, BIG), BIG) for done in range(PIECE, BIG + PIECE, PIECE)]
+            assert (await files.write("written.bin", content))["crc32"] == zlib.crc32(content)
+            assert (folder / "written.bin").read_bytes() == content
             told.clear()
             stored = await files.upload(to, "again.bin", progress=lambda done, total: told.append((done, total)))
             assert stored["size"] == BIG
-            assert told[-1] == (BIG, BIG)
+            assert told == [(min(done, BIG), BIG) for done in range(PIECE, BIG + PIECE, PIECE)]
             assert (folder / "again.bin").read_bytes() == content
             with pytest.raises(RemoteError, match=r"exists; overwrite=true"):
                 await files.upload(to, "again.bin")
             await files.upload(to, "again.bin", overwrite=True)
-            assert sorted(os.listdir(folder)) == ["again.bin", "big.bin"]
+            assert sorted(os.listdir(folder)) == ["again.bin", "big.bin", "written.bin"]
 
     run(main)
 
@@ -105,7 +113,7 @@ def test_a_file_that_changes_meanwhile_is_a_clear_error(folder: Path, tmp_path: 
                 with (folder / "big.bin").open("ab") as file:
                     file.write(b"more")
 
-            with pytest.raises(RemoteError, match=r"'big.bin' has changed since") as caught:
+            with pytest.raises(RemoteError, match=r"'big.bin' changed while it was read") as caught:
                 await files.download("big.bin", tmp_path / "copy.bin", progress=change)
             assert caught.value.type == "FileChanged"
             assert os.listdir(tmp_path) == ["data"]
@@ -117,9 +125,134 @@ def test_a_file_that_changes_meanwhile_is_a_clear_error(folder: Path, tmp_path: 
             local.write_bytes(bytes(BIG))
             with pytest.raises(ValueError, match=r"local.bin changed while it was sent"):
                 await files.upload(local, "new.bin", progress=shrink)
-            assert not (folder / "new.bin").exists()
+            await until(lambda: os.listdir(folder) == ["big.bin"], "nothing is left of it")
 
     run(main)
+
+
+def test_a_transfer_that_is_cancelled_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            broker_running() as broker,
+            AsyncClient(broker.url, SECRET) as client,
+            serving(broker.url, folder) as worker,
+        ):
+            files = AsyncRemoteFiles(client, "data")
+            begun = asyncio.Event()
+            begins = {"progress": lambda done, total: begun.set()}
+            for transfer in (
+                files.download("big.bin", tmp_path / "copy.bin", **begins),
+                files.upload(folder / "big.bin", "copy.bin", **begins),
+            ):
+                begun.clear()
+                task = asyncio.create_task(transfer)
+                await begun.wait()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await until(lambda: worker.executing == 0, "the worker has heard of it")
+                assert os.listdir(folder) == ["big.bin"]
+                assert os.listdir(tmp_path) == ["data"]
+
+    run(main)
+
+
+def test_it_may_take_longer_than_the_deadline_of_other_calls_and_not_stand_still(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        release = threading.Event()
+        append = Upload.append
+
+        def append_slowly(upload: Upload, data: memoryview) -> None:
+            time.sleep(0.01)
+            append(upload, data)
+
+        def append_and_stand_still(upload: Upload, data: memoryview) -> None:
+            release.wait(20)
+            append(upload, data)
+
+        async with (
+            broker_running() as broker,
+            AsyncClient(broker.url, SECRET, timeout=0.3) as client,
+            serving(broker.url, folder) as worker,
+        ):
+            files = AsyncRemoteFiles(client, "data", timeout=0.3)
+            monkeypatch.setattr(Upload, "append", append_slowly)
+            assert (await files.upload(folder / "big.bin", "slow.bin"))["size"] == BIG  # 77 parts, 10 ms each
+            monkeypatch.setattr(Upload, "append", append_and_stand_still)
+            with pytest.raises(DeadlineExceeded):
+                await files.upload(folder / "big.bin", "still.bin")
+            release.set()
+            await until(lambda: worker.executing == 0, "it has heard of it")
+            assert sorted(os.listdir(folder)) == ["big.bin", "slow.bin"]
+
+    run(main)
+
+
+MEASURED = """
+import asyncio, sys
+from broker.client.async_client import AsyncClient
+from broker.client.files import AsyncRemoteFiles
+
+def peak_kib():  # not getrusage: it begins with what its parent had
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+async def main(url, token, what, path):
+    async with AsyncClient(url, token) as client:
+        files = AsyncRemoteFiles(client, "data")
+        await files.stat("big.bin")
+        before = peak_kib()
+        if what == "download":
+            await files.download("big.bin", path)
+        else:
+            await files.upload(path, "again.bin")
+        print(peak_kib() - before)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts in KiB on Linux, and what is resident is in /proc")
+def test_a_large_file_needs_little_memory_at_both_ends(tmp_path: Path) -> None:
+    size = 64 << 20
+    served = tmp_path / "data"
+    served.mkdir()
+    with (served / "big.bin").open("wb") as file:
+        for _ in range(64):
+            file.write(os.urandom(1 << 20))
+
+    async def peak_kib(process: asyncio.subprocess.Process) -> int:
+        status = await asyncio.to_thread(Path(f"/proc/{process.pid}/status").read_text)
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+    async def main() -> None:
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET) as client:
+            worker = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "broker", "work", "files", str(served), "--endpoint", "data", "--allow-write",
+                "--url", broker.url, "--token", SECRET, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                await client.call("data/stat", ["big.bin"], wait=True, timeout=20)
+                await client.call("data/write", {"path": "small.bin", "data": bytes(1 << 20)})
+                before_kib = await peak_kib(worker)
+                for what in ("download", "upload"):
+                    process = await asyncio.create_subprocess_exec(
+                        sys.executable, "-c", MEASURED, broker.url, SECRET, what, str(tmp_path / "copy.bin"),
+                        stdout=subprocess.PIPE,
+                    )  # fmt: skip
+                    grown_kib = int((await process.communicate())[0])
+                    assert grown_kib < 20_480, f"a client's {what} took {grown_kib} KiB"
+                grown_kib = await peak_kib(worker) - before_kib
+                assert grown_kib < 20_480, f"the worker took {grown_kib} KiB"
+            finally:
+                worker.kill()
+                await worker.wait()
+
+    run(main)
+    copies = [served / "big.bin", tmp_path / "copy.bin", served / "again.bin"]
+    assert [copy.stat().st_size for copy in copies] == [size] * 3
+    assert len({hashlib.sha256(copy.read_bytes()).digest() for copy in copies}) == 1
 
 
 def test_the_same_without_await(folder: Path, tmp_path: Path) -> None:
@@ -149,33 +282,29 @@ def test_names_are_the_same_in_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("replies", "says"),
+    ("parts", "told", "says"),
     [
-        ([None], "did not send a range of a file"),
-        ([{"data": "text", "size": 5}], "did not send a range"),
-        ([{"data": b"x"}], "did not send a range"),
-        ([{"data": b"123456", "size": 5}], "do not belong at 0"),
-        ([{"data": b"x", "size": 5, "offset": 2}], "do not belong at 0"),
-        ([{"data": b"x", "size": 5}, {"data": b"x", "size": 5, "offset": 0}], "1 bytes from 0 do not belong at 1"),
-        ([{"data": b"x", "size": 5}, {"data": b"", "size": 1, "offset": 1}], "ended after 1 of 5 bytes"),
+        (["text"], None, "did not send bytes, but 'text'"),
+        ([{"a": 1}], None, "did not send bytes"),
+        ([b"abc"], {"length": 4}, "data/a: 3 bytes, and the worker says {'length': 4}"),
+        ([b"abc"], None, "3 bytes, and the worker says None"),
+        ([b"ab", b"c"], {"length": 3, "crc32": 1}, "its 3 bytes are damaged"),
     ],
 )
-def test_replies_that_do_not_continue_are_refused(replies: list[Any], says: str) -> None:
-    ranges = Ranges({"path": "a"}, "data/a")
+def test_what_does_not_come_whole_is_refused(parts: list[Any], told: Any, says: str) -> None:
+    tally = Tally("data/a")
     with pytest.raises(BadReply, match=says):
-        for reply in replies:
-            assert ranges.params()["path"] == "a"
-            ranges.take(reply)
+        for part in parts:
+            tally.add(part)
+        tally.check(told)
 
 
-def test_a_worker_of_somebody_elses_needs_no_version() -> None:
-    ranges = Ranges({"path": "a", "offset": 1, "length": 3})
-    assert ranges.params() == {"path": "a", "offset": 1, "length": 3}
-    assert ranges.take({"data": b"b", "size": 5}) == b"b"
-    assert ranges.params() == {"path": "a", "offset": 2, "length": 2}
-    ranges.take({"data": b"cd", "size": 5})
-    assert ranges.is_done
-    assert (ranges.received, ranges.total) == (3, 3)
+def test_a_worker_of_somebody_elses_needs_no_checksum() -> None:
+    tally = Tally("data/a")
+    tally.add(b"ab")
+    tally.add(memoryview(b"c"))
+    assert tally.check({"length": 3}) == {"length": 3}
+    assert tally.check({"length": 3, "crc32": zlib.crc32(b"abc")})
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -200,7 +329,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link", "target"]
 
 
-def test_pieces_fit_into_a_message() -> None:
-    from broker.peer.session import MESSAGE_MAX_BYTES
+def test_a_piece_of_a_file_is_one_part() -> None:
+    from broker.peer.calls import size_of
+    from broker.peer.values import encode
+    from broker.wire.pieces import PIECE_MAX_BYTES
 
-    assert module.RANGE_BYTES * 4 / 3 < MESSAGE_MAX_BYTES  # in base64 too
+    assert size_of(*encode(bytes(module.PIECE_BYTES))) <= PIECE_MAX_BYTES
+    assert module.PIECE_BYTES == worker_files.PIECE_BYTES

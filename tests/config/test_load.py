@@ -171,7 +171,7 @@ def test_unknown_keys_name_file_key_and_the_nearest(file: Path, text: str, error
         ("[log]\nlevel = 'loud'", 'log.level = "loud": expected "debug", "info", "warning" or "error"'),
         (
             "[endpoints.a]\npolicy = 'best'",
-            'endpoints.a.policy = "best": expected "least_pending", "round_robin" or "newest"',
+            'endpoints.a.policy = "best": expected "least_pending", "round_robin", "newest" or "sticky"',
         ),
         (
             "[endpoints.a]\nqueue_max = -1",

@@ -29,13 +29,29 @@ from broker.core.events import (
     Refused,
     ResumeReading,
     StartFanout,
+    TakeOver,
 )
 from broker.core.ids import AttemptId, WireId
 from broker.core.limits import EndpointLimits, Limits
-from broker.core.messages import Body, Broadcast, Call, CancelAttempt, End, Message, Notify, Options
+from broker.core.messages import (
+    Ack,
+    Body,
+    Broadcast,
+    Call,
+    CancelAttempt,
+    Credit,
+    End,
+    Message,
+    Notify,
+    Options,
+    Part,
+    Progress,
+    SessionTold,
+)
 from broker.core.pending import Attempt
 from broker.core.router import Router
 from broker.core.sessions import Session
+from broker.wire.pieces import join_reply
 
 EVERYTHING = (Grant(Role.CALLER | Role.WORKER),)
 SLICE = 1000
@@ -80,7 +96,7 @@ class World:
         started_at: float = 0.0,
         now: float = 1000.0,
     ) -> None:
-        self.router = Router(limits or Limits(), endpoints, node="n", now=started_at)
+        self.router = Router(limits or Limits(), endpoints, join=join_reply, node="n", now=started_at)
         self.now = now
         self.effects: list[Effect] = []
         self.sessions_made = 0
@@ -248,6 +264,8 @@ def describe(effect: Effect, names: Mapping[Session, str], *, worker_ids: bool =
     name = names.get(effect.session, f"session {effect.session.id}")
     if isinstance(effect, CloseLink):
         return f"{name} < close {effect.close.code} {effect.reason}"
+    if isinstance(effect, TakeOver):
+        return f"{name} < goes on over a new link"
     if isinstance(effect, PauseReading):
         return f"{name} < pause"
     if isinstance(effect, ResumeReading):
@@ -266,6 +284,15 @@ def describe_message(message: Message) -> str:
         return f"cancel a{message.attempt_id}"
     if isinstance(message, Notify):
         return f"notify {message.endpoint}/{message.method}"
+    if isinstance(message, (Part, Credit, Progress)):
+        name = f"a{message.attempt_id}" if getattr(message, "attempt_id", 0) else str(message.wire_id)
+        if isinstance(message, Credit):
+            return f"credit {name} upto={message.upto}"
+        if isinstance(message, Progress):
+            return f"progress {name} {bytes(message.body.raw).decode()}"
+        return f"part {name} seq={message.seq} {bytes(message.body.raw).decode()}"
+    if isinstance(message, (SessionTold, Ack)):
+        return str(message)
     where = "/".join(part for part in (message.endpoint, message.topic) if part) or "all"
     number = "" if message.seq is None else f" seq={message.seq}"
     return f"broadcast {where}{number} {bytes(message.body.raw).decode()}"

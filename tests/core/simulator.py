@@ -17,13 +17,17 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TypeAlias
 
 import msgspec
 
 from broker.core import errors
 from broker.core.access import Grant, Role
+from broker.core.deadlines import NEVER
 from broker.core.events import (
+    Acked,
     Answered,
     Asked,
     Attached,
@@ -31,6 +35,7 @@ from broker.core.events import (
     Cancel,
     CloseLink,
     Congested,
+    CreditGranted,
     Deliver,
     Detached,
     Drain,
@@ -38,30 +43,47 @@ from broker.core.events import (
     ErrorReply,
     Event,
     Malformed,
+    PartSent,
     PauseReading,
+    Progressed,
     Refused,
+    Resumed,
     ResumeReading,
     StartFanout,
     Stray,
+    TakeOver,
 )
-from broker.core.ids import AttemptId
+from broker.core.ids import AttemptId, WireId
 from broker.core.limits import EndpointLimits, Limits
-from broker.core.messages import Body, Call, CancelAttempt, Options
+from broker.core.messages import Body, Call, CancelAttempt, Credit, Message, Options, Part, SessionTold
 from broker.core.sessions import Session
 from tests.core.harness import NoLink, describe
-from tests.core.witness import Witness
+from tests.core.shrink import shrink
+from tests.core.witness import Witness, expect
 
 KEPT_LINES = 60
+Owner: TypeAlias = "tuple[AttemptId, WireId | None]"
+"""of a stream: the attempt, or 0 and the id of the request"""
 LAG_MAX_S = 0.02
+LATE_S = (0.0, 0.0, 0.001, LAG_MAX_S)
+"""how late a tick comes"""
 ENDPOINTS = {
     "round": EndpointLimits(policy="round_robin", queue_max=3),
     "newest": EndpointLimits(policy="newest"),
+    "sticky": EndpointLimits(policy="sticky", queue_max=8),
+    "fresh": EndpointLimits(newest_wins=True),
     "shut": EndpointLimits(closed="moved"),
 }
-NAMES = ("least", "round", "newest", "plain", "shut")
-ASKED = ("least", "least", "least", "round", "round", "newest", "newest", "plain", "plain", "shut")
+NAMES = ("least", "round", "newest", "plain", "sticky", "fresh", "shut")
+ASKED = ("least", "least", "least", "round", "round", "newest", "newest", "plain", "sticky", "sticky", "fresh", "shut")
 ATTACHED: tuple[tuple[bytes, ...], ...] = ((), (), (), (b"",), (b"x" * 200,))
 METHODS = ("a", "b", "c")
+PARTS = (
+    (Body(b"1"), False), (Body(b"[2]"), False), (Body(b"3", (b"",)), False), (Body(b'{"$buffer":0}', (b"ab",)), True),
+    (Body(b'{"$joined":{"bytes":2,"crc32":2659403885}}'), False), (Body(b"4"), False), (Body(b"5"), False),
+    (Body(b"[" + b"0," * 30 + b"0]"), False),
+)  # fmt: skip
+"""what parts hold, and whether it goes on in the next; the last is too large"""
 PEERS_MAX = 14
 ALL = (Grant(Role.CALLER | Role.WORKER),)
 GRANTS = (
@@ -84,7 +106,21 @@ class Failure(AssertionError):
 class Peer:
     """One pretend peer: its session, what its link does to messages, and how it behaves."""
 
-    __slots__ = ("attempts", "delay_s", "double", "hang", "id", "kind", "last_line_at", "lose", "paused", "session")
+    __slots__ = (
+        "attempts",
+        "delay_s",
+        "double",
+        "hang",
+        "heard",
+        "id",
+        "kind",
+        "last_line_at",
+        "link",
+        "lose",
+        "paused",
+        "sending",
+        "session",
+    )  # fmt: skip
 
     def __init__(self, kind: str, rng: random.Random, trouble: float) -> None:
         self.kind = kind
@@ -96,44 +132,106 @@ class Peer:
         self.hang = rng.choice((0.0, 0.05, 0.3)) * trouble
         self.attempts: list[AttemptId] = []
         self.last_line_at = 0.0
+        """when what was said last arrives: parts keep their order"""
+        self.sending: dict[Owner, Sending] = {}
         self.paused = False
+        self.heard = 0
+        """the number of the last message, of a session with grace"""
+        self.link: PeerLink | None = None
+
+
+class PeerLink(NoLink):
+    """The link of a session with grace: its messages are numbered, and none may be missing."""
+
+    __slots__ = ("cut", "hear", "peer")
+
+    def __init__(self, peer: Peer, hear: Callable[[Peer, Message], None], *, takes_binary: bool) -> None:
+        super().__init__(takes_binary=takes_binary)
+        self.peer = peer
+        self.hear = hear
+        self.cut = 0
+
+    def deliver(self, message: Message) -> None:
+        expect(isinstance(message, SessionTold), "a message without a number:", message)
+        assert isinstance(message, SessionTold)
+        self.cut = message.cut
+
+    def deliver_numbered(self, message: Message, n: int) -> None:
+        expect(self.peer.link is self, "a message over a link that was replaced:", message)
+        due = self.peer.heard + 1
+        expect(n == due or due < n <= self.cut + 1, "message", n, "came where", due, "was due; cut are", self.cut)
+        self.peer.heard = n
+        self.hear(self.peer, message)
+
+    def broadcast_numbered(self, message: Message, frames: dict[str, bytes], n: int) -> bool:
+        self.deliver_numbered(message, n)
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Its peer sees it in time."""
+
+
+class Sending:
+    """Parts somebody sends: the next number, up to where it may, and how many it wants to."""
+
+    __slots__ = ("count", "credit", "ends", "next")
+
+    def __init__(self, count: int, *, ends: bool) -> None:
+        self.count = count
+        self.ends = ends
+        """whether the last is marked as such"""
+        self.next = 0
+        self.credit = 4
 
 
 class Simulator:
     """One run. Same seed, same trace: nothing here looks at a clock, a hash or an address."""
 
-    def __init__(self, seed: int, *, make: Callable[[Limits, float], Witness] | None = None) -> None:
+    def __init__(
+        self, seed: int, *, make: Callable[[Limits, float], Witness] | None = None, only: Collection[int] | None = None
+    ) -> None:
+        """`only`: the numbers of the ideas that are had; the others are passed over, and nothing else changes."""
         self.rng = rng = random.Random(seed)
         self.seed = seed
+        self.only = only
         limits = Limits(
             deadline_s=5.0, in_flight_max=rng.choice((4, 20, 100)), queue_max=rng.choice((1, 4, 50)),
             capacity=rng.choice((1, 3, 64)), fanouts_max=rng.choice((1, 3, 100)), endpoints_known_max=100,
             topics_per_endpoint_max=100, message_max_bytes=100, slot_s=rng.choice((0.05, 0.05, 0.01, 0.03)),
+            grace_max_s=rng.choice((1.0, 10.0)), kept_max=rng.choice((20, 10_000)), idle_s=rng.choice((0.5, 3.0, 30.0)),
+            part_max_bytes=60, parts_ahead_max=rng.choice((6, 64)),
         )  # fmt: skip
         self.witness = (make or (lambda given, now: Witness(given, ENDPOINTS, now)))(limits, 0.0)
         self.peers: list[Peer] = []
         self.left: deque[Peer] = deque(maxlen=5)
         self.names: dict[Session, str] = {}
         self.seen_attempts: deque[AttemptId] = deque(maxlen=50)
-        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self.agenda: list[tuple[float, int, int, Callable[[], None]]] = []
         self.promised = 0
         self.made = 0
         self.ids_made = 100
         self.steps = 0
+        self.ideas = 0
         self.fanning = False
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.hash = hashlib.sha256()
         self.trouble = rng.choice((0.0, 0.5, 1.0, 3.0))
+        self.priorities = rng.choice(((0,), (0, 0, 0, 0, 3, -2)))
+        self.streaming = rng.choice((0.0, 0.2, 0.6))
         self.tick_limit = rng.choice((1, 3, 500))
         acts: list[tuple[Callable[[], None], int]] = [
             (self.come, 6), (self.ask, 60), (self.ask_many, 4), (self.notify, 3), (self.cancel, 8), (self.leave, 2),
             (self.command, 8), (self.publish, 4), (self.outbox, 3), (self.misbehave, 2), (self.echo, 2),
-            (self.answer_foreign, 3), (self.reconfigure, 1), (self.serve_again, 3),
+            (self.answer_foreign, 3), (self.reconfigure, 1), (self.serve_again, 3), (self.odd_part, 2),
+            (self.odd_credit, 2), (self.tell_progress, 3), (self.replace_link, 1),
         ]  # fmt: skip
         self.acts = [act for act, _ in acts]
         self.weights = [weight * rng.choice((0.1, 1, 1, 3)) for _, weight in acts]
         self.pace_s = rng.choice((0.0005, 0.005, 0.05))
         self.drain_at = rng.choice((None, None, None, rng.randrange(100, 1500)))
+        self.graceful = self.drain_at is None and rng.random() < 0.5
+        self.idea_at = 0.0
+        self.next_idea()
 
     # ------------------------------------------------------------ running
 
@@ -153,25 +251,45 @@ class Simulator:
     def step(self) -> None:
         """The next thing that happens: something on the agenda, a tick, or somebody has an idea."""
         self.steps += 1
-        idea_at = self.witness.now + self.rng.expovariate(1 / self.pace_s)
-        tick_at = self.witness.router.next_deadline() + self.rng.choice((0.0, 0.0, 0.001, LAG_MAX_S))
-        agenda_at = self.agenda[0][0] if self.agenda else float("inf")
-        if tick_at <= min(idea_at, agenda_at):
+        due_at = self.witness.router.next_deadline()
+        tick_at = due_at + LATE_S[int(due_at * 1e4) % len(LATE_S)] if due_at < NEVER else NEVER
+        agenda_at = self.agenda[0][0] if self.agenda else NEVER
+        if tick_at <= min(self.idea_at, agenda_at):
             self.until(tick_at)
+            self.rng.seed(int(due_at * 1e6))
             self.tick()
-        elif agenda_at <= idea_at:
+        elif agenda_at <= self.idea_at:
             self.until(agenda_at)
-            heapq.heappop(self.agenda)[2]()
+            self.turn_up()
         else:
-            self.until(idea_at)
-            if self.drain_at is not None and self.steps >= self.drain_at:
-                self.drain_at = None
-                self.feed(Drain(self.rng.random() < 0.5), "the broker drains")
-            elif len(self.peers) < 3:
-                self.come()
-            else:
-                self.rng.choices(self.acts, self.weights)[0]()
+            self.until(self.idea_at)
+            if self.only is None or self.ideas in self.only:
+                self.have_idea()
+            self.next_idea()
         self.witness.nothing_is_overdue(self.witness.now - LAG_MAX_S - self.limits_slack())
+
+    def next_idea(self) -> None:
+        """When it comes. What it will be hangs on the seed and its number alone, so that others can be left out."""
+        self.ideas += 1
+        self.rng.seed(self.seed << 32 | self.ideas)
+        self.idea_at += self.rng.expovariate(1 / self.pace_s)
+
+    def have_idea(self) -> None:
+        """Somebody does something."""
+        self.rng.seed(self.seed << 33 | self.ideas)
+        if self.drain_at is not None and self.steps >= self.drain_at:
+            self.drain_at = None
+            self.feed(Drain(self.rng.random() < 0.5), "the broker drains")
+        elif len(self.peers) < 3:
+            self.come()
+        else:
+            self.rng.choices(self.acts, self.weights)[0]()
+
+    def turn_up(self) -> None:
+        """What comes next on the agenda."""
+        _, _, seed, act = heapq.heappop(self.agenda)
+        self.rng.seed(seed)
+        act()
 
     def limits_slack(self) -> float:
         """How late a tick that was asked for in time may be: other things may happen at the same moment."""
@@ -180,20 +298,23 @@ class Simulator:
     def finish(self) -> None:
         """Let what is under way arrive, then let everybody leave."""
         while self.agenda:
-            at, _, act = heapq.heappop(self.agenda)
+            at = self.agenda[0][0]
             while self.witness.router.next_deadline() <= at:
                 self.until(self.witness.router.next_deadline())
                 self.tick()
             self.until(at)
-            act()
+            self.turn_up()
         self.witness.leave_all()
 
     def until(self, at: float) -> None:
         self.witness.now = max(self.witness.now, at)
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
+        self.at(self.witness.now + seconds, act)
+
+    def at(self, moment: float, act: Callable[[], None]) -> None:
         self.promised += 1
-        heapq.heappush(self.agenda, (self.witness.now + seconds, self.promised, act))
+        heapq.heappush(self.agenda, (moment, self.promised, self.rng.getrandbits(32), act))
 
     def say(self, line: str) -> None:
         text = f"{self.witness.now:.4f} {line}"
@@ -223,6 +344,14 @@ class Simulator:
                     self.fanning = True
                     self.later(self.rng.choice((0.0, 0.0, 0.02)), self.fan_out)
                 continue
+            if isinstance(effect, TakeOver):
+                kept = effect.session.kept
+                if kept is not None:
+                    kept.resume(effect.link, effect.told, self.witness.now)
+                continue
+            if isinstance(effect, Deliver) and effect.session.kept is not None:
+                effect.session.kept.deliver(effect.message)  # which makes its peer hear it, now or when it is back
+                continue
             peer = next((peer for peer in self.peers if peer.session is effect.session), None)
             if peer is None:
                 continue
@@ -230,12 +359,24 @@ class Simulator:
                 self.later(self.rng.choice((0.0, 0.01)), lambda peer=peer: self.go(peer))  # type: ignore[misc]
             elif isinstance(effect, PauseReading | ResumeReading):
                 peer.paused = isinstance(effect, PauseReading)
-            elif isinstance(effect, Deliver) and isinstance(effect.message, Call | CancelAttempt):
-                self.to_worker(peer, effect.message)
+            elif isinstance(effect, Deliver):
+                self.hear(peer, effect.message)
+
+    def hear(self, peer: Peer, message: Message) -> None:
+        """A message reaches a peer."""
+        if isinstance(message, Call | CancelAttempt):
+            self.to_worker(peer, message)
+        elif isinstance(message, Part | Credit):
+            self.of_stream(peer, message)
+        if peer.heard and self.rng.random() < 0.2:
+            n = peer.heard + self.rng.choice((0, 0, 0, -2, 1000))
+            self.later(self.rng.random() * 0.1, lambda: self.arrive(peer, lambda s: Acked(s, n), f"{peer.id} acks {n}"))
 
     def fan_out(self) -> None:
         got = self.witness.fan_out(self.rng.choice((1, 2, 100)))
         for session, message in got:
+            if session.kept is not None:
+                session.kept.broadcast(message, {})
             self.say(f"{self.names[session]} < broadcast {message.endpoint}/{message.topic} {message.seq}")
         self.fanning = len(self.witness.router.fanouts) > 0
         if self.fanning:
@@ -268,6 +409,12 @@ class Simulator:
         peer.attempts.append(number)
         if rng.random() < peer.lose or rng.random() < peer.hang:
             return
+        asked = message.attempt.request.options
+        unasked = 0.0 if not self.streaming else 0.5 if asked.retries else 0.1
+        if rng.random() < (0.8 if asked.stream_in else unasked):
+            self.begin_parts(peer, (number, None))
+            if rng.random() < 0.1 * self.trouble and len(self.peers) > 3:
+                self.later(rng.random() * 0.1, lambda: self.go(peer))
         work_s = rng.expovariate(1 / rng.choice((0.001, 0.05, 1.0, 6.0)))
         error = ErrorReply(rng.choice((-32000, 0, -32602)), rng.random() < 0.5) if rng.random() < 0.1 else None
         self.later(work_s, lambda: self.answer(peer, number, error))
@@ -288,6 +435,93 @@ class Simulator:
         if self.seen_attempts and self.peers:
             self.answer(self.rng.choice(self.peers), self.rng.choice(self.seen_attempts), None)
 
+    # ------------------------------------------------------------ streams
+
+    def begin_parts(self, peer: Peer, owner: Owner) -> None:
+        """A peer sends parts from now on, as its credit allows."""
+        rng = self.rng
+        peer.sending[owner] = Sending(rng.choice((0, 1, 3, 4, 5, 12, 100)), ends=owner[0] == 0 or rng.random() < 0.5)
+        self.go_on_sending(peer, owner)
+
+    def go_on_sending(self, peer: Peer, owner: Owner) -> None:
+        """A few parts more; the others when credit comes."""
+        sending = peer.sending.get(owner)
+        if sending is None:
+            return
+        allowed = sending.credit + (self.rng.random() < 0.03)  # some cannot wait
+        for _ in range(self.rng.choice((1, 4, 20))):
+            if sending.next >= min(sending.count, allowed):
+                break
+            last = sending.ends and sending.next == sending.count - 1
+            self.send_part(peer, owner, sending.next, last=last)
+            sending.next += 1
+        if sending.next >= sending.count:
+            del peer.sending[owner]
+        elif sending.next < sending.credit:
+            self.later(self.rng.random() * 0.05, lambda: self.go_on_sending(peer, owner))
+
+    def send_part(self, peer: Peer, owner: Owner, seq: int, *, last: bool = False) -> None:
+        """One part, over a link that keeps what it carries in order, if it does not lose it."""
+        rng = self.rng
+        attempt, wire_id = owner
+        body, more = rng.choice(PARTS)
+        line = f"{peer.kind}{peer.id} sends part {seq} of {attempt or wire_id!r}{' last' * last}{' more' * more}"
+        if rng.random() < peer.lose * 0.1:
+            self.say(f"  lost: {line}")
+            return
+        peer.last_line_at = max(peer.last_line_at, self.witness.now + rng.random() * peer.delay_s)
+        part = partial(PartSent, wire_id=wire_id, attempt=attempt, seq=seq, body=body, more=more, last=last)
+        self.at(peer.last_line_at, lambda: self.arrive(peer, part, line))
+
+    def of_stream(self, peer: Peer, message: Part | Credit) -> None:
+        """A part, or credit, reaches a peer: it grants more, sends more, or does nothing."""
+        rng, owner = self.rng, (message.attempt_id, message.wire_id)
+        if isinstance(message, Credit):
+            if (sending := peer.sending.get(owner)) is not None:
+                sending.credit = message.upto
+                self.later(rng.random() * peer.delay_s, lambda: self.go_on_sending(peer, owner))
+        elif rng.random() < 0.6:
+            upto = message.seq + rng.choice((1, 3, 5, 9, 100))
+            self.later(rng.random() * peer.delay_s, lambda: self.grant(peer, owner, upto))
+
+    def grant(self, peer: Peer, owner: Owner, upto: int) -> None:
+        """A receiver takes parts below that."""
+        attempt, wire_id = owner
+        line = f"{peer.kind}{peer.id} grants {attempt or wire_id!r} {upto}"
+        self.arrive(peer, lambda session: CreditGranted(session, wire_id, attempt, upto), line)
+
+    def some_owner(self, peer: Peer) -> Owner:
+        """A stream that is, or was, or never was."""
+        rng, session = self.rng, peer.session
+        assert session is not None
+        owners: list[Owner] = [(number, None) for number in session.attempts]
+        owners += [(0, wire_id) for wire_id in session.requests]
+        if not owners or rng.random() < 0.2:
+            return rng.choice(((rng.choice(self.seen_attempts or (1,)), None), (0, self.wire_id())))
+        return rng.choice(owners)
+
+    def odd_part(self) -> None:
+        """A part nobody expects: another's, out of order, beyond the credit, after the end."""
+        peer, rng = self.rng.choice(self.peers), self.rng
+        owner = self.some_owner(peer)
+        sending = peer.sending.get(owner)
+        at = sending.next if sending else 0
+        self.send_part(peer, owner, max(0, at + rng.choice((-1, 0, 0, 1, 7))), last=rng.random() < 0.3)
+
+    def odd_credit(self) -> None:
+        """Credit for nobody, backwards, in millions."""
+        peer = self.rng.choice(self.peers)
+        self.grant(peer, self.some_owner(peer), self.rng.choice((0, 1, 4, 6, 50, 10**6)))
+
+    def tell_progress(self) -> None:
+        """A worker says how far it is, by the attempt or by the token."""
+        rng, peer = self.rng, self.rng.choice(self.peers)
+        attempt, _ = self.some_owner(peer)
+        token = b"" if attempt else rng.choice((b"", b'"t"'))
+        body = Body(b'{"done":1}')
+        line = f"{peer.kind}{peer.id} tells progress of a{attempt} {token.decode()}"
+        self.arrive(peer, lambda session: Progressed(session, attempt, token, body), line)
+
     # ------------------------------------------------------------ ideas
 
     def come(self) -> None:
@@ -299,11 +533,16 @@ class Simulator:
         peer = Peer(kind, rng, self.trouble)
         self.made += 1
         peer.id = self.made
-        names = [name for name in NAMES[:4] if not self.witness.closed(name)]  # elsewhere its link is turned away
+        names = [name for name in NAMES[:-1] if not self.witness.closed(name)]  # elsewhere its link is turned away
         endpoint = rng.choice((None, *names)) if kind != "w" else rng.choice(names)
         lives_s = rng.choice((None, None, None, 0.0, 3.0, 60.0))
+        link = NoLink(takes_binary=rng.random() < 0.5)
+        grace_s = rng.choice((0.0, 0.5, 5.0)) if self.graceful else 0.0
+        if grace_s:
+            link = peer.link = PeerLink(peer, self.hear, takes_binary=link.takes_binary)
         event = Attached(
-            session=peer.id, link=NoLink(takes_binary=rng.random() < 0.5), principal=f"p{peer.id}", role=role,
+            session=peer.id, link=link, grace_s=grace_s, secret="s" * (grace_s > 0),
+            principal=f"p{peer.id % 4}", role=role,
             endpoint=endpoint,
             grants=ALL if kind == "w" else rng.choice(GRANTS), listen=rng.random() < 0.5,
             capacity=rng.choice((None, 1, 1, 2, 5)), expires_at=None if lives_s is None else self.witness.now + lives_s,
@@ -324,8 +563,35 @@ class Simulator:
         if peer in self.peers and peer.session is not None:
             self.peers.remove(peer)
             self.left.append(peer)
-            flushed = self.rng.choice((0, 1))
-            self.feed(Detached(peer.session, 1006, "broken", flushed), f"{peer.kind}{peer.id} goes, flushed {flushed}")
+            flushed, code = self.rng.choice((0, 1)), self.rng.choice((1006, 1006, 1006, 1000))
+            event = Detached(peer.session, code, "broken", flushed, peer.link)
+            self.feed(event, f"{peer.kind}{peer.id} goes with {code}, flushed {flushed}")
+            if peer.session in self.witness.away:
+                self.later(self.rng.choice((0.0, 0.1, 0.45, 3.0, 9.0)), lambda: self.come_back(peer))
+
+    def come_back(self, peer: Peer) -> None:
+        """Over a new link, while the old one may still be there; the last messages may have been lost with it."""
+        rng, session, old = self.rng, peer.session, peer.link
+        if session is None or old is None or session.kept is None:
+            return
+        first = next((n for n, _ in session.kept.since(0, 0.0)), peer.heard + 1)
+        peer.heard = max(peer.heard - rng.choice((0, 0, 1, 3)), min(first - 1, peer.heard))
+        if not session.kept.can_resume(peer.heard):
+            self.feed(Detached(session, 1000, "too late", 0, session.kept.link), f"{peer.id} came back too late")
+            if peer in self.peers:
+                self.peers.remove(peer)
+            return
+        peer.link = PeerLink(peer, self.hear, takes_binary=old.takes_binary)
+        if peer not in self.peers:
+            self.peers.append(peer)
+        peer.paused = False
+        event = Resumed(session=session, link=peer.link, received=peer.heard, grants=session.grants)
+        self.feed(event, f"{peer.kind}{peer.id} comes back, has heard {peer.heard}")
+        self.feed(Detached(session, 4409, "replaced", 0, old), f"the old link of {peer.kind}{peer.id} ends")
+
+    def replace_link(self) -> None:
+        """A peer that has a link comes over another."""
+        self.come_back(self.rng.choice(self.peers))
 
     def wire_id(self) -> int | str:
         """Mostly a new one, sometimes one that may be in flight."""
@@ -335,28 +601,37 @@ class Simulator:
         choices: tuple[int | str, ...] = (*range(10), "", "1", max(self.ids_made - 3, 0))
         return self.rng.choice(choices)
 
-    def ask(self) -> None:
+    def ask(self, peer: Peer | None = None) -> None:
         rng = self.rng
-        peer = rng.choice(self.peers)
+        peer = peer or rng.choice(self.peers)
         if peer.paused:
             return
         endpoint, method, wire_id = rng.choice(ASKED), rng.choice(METHODS), self.wire_id()
-        retries = rng.choice((0, 0, 0, 1, 3))
+        streams = rng.random() < self.streaming
+        retries = rng.choice((0, 1, 3) if streams else (0, 0, 0, 1, 3))
         options = Options(
             timeout=rng.choice((None, 0.01, 0.05, 0.5, 2.0, 30.0, 3600.0)), wait=rng.random() < 0.2,
             idempotent=retries > 0, retries=retries, meta=rng.random() < 0.3,
+            priority=rng.choice(self.priorities), group=rng.choice((None, None, "g", "h", "i")),
+            stream_in=streams and rng.random() < 0.6, stream_out=streams and rng.random() < 0.6,
+            progress=rng.choice((None, b"", b'"t"')) if streams else None,
+            idle=rng.choice((None, None, 0.3, 4.0)) if streams else None,
         )  # fmt: skip
         body = Body(b"[]", rng.choice(ATTACHED))
         line = (
             f"{peer.kind}{peer.id} asks {wire_id!r} {endpoint}/{method} {options.timeout} r{retries} w{options.wait:d}"
+            f"{' in' * options.stream_in}{' out' * options.stream_out}"
         )
+        if options.stream_out:
+            self.later(peer.delay_s, lambda: self.begin_parts(peer, (0, wire_id)))
         self.send(peer, lambda session: Asked(session, wire_id, endpoint, method, body, options), line)
         if rng.random() < 0.05:
             self.later(rng.random(), lambda: self.take_back(peer, wire_id))
 
     def ask_many(self) -> None:
+        flooding = self.rng.choice((None, self.rng.choice(self.peers)))
         for _ in range(self.rng.randrange(2, 20)):
-            self.ask()
+            self.ask(flooding)
 
     def take_back(self, peer: Peer, wire_id: int | str) -> None:
         self.send(peer, lambda session: Cancel(session, wire_id), f"{peer.kind}{peer.id} cancels {wire_id!r}")
@@ -423,9 +698,12 @@ class Simulator:
         self.perform(self.witness.reconfigure(endpoints))
 
     def outbox(self) -> None:
-        peer, congested = self.rng.choice(self.peers), self.rng.random() < 0.5
+        streaming = [peer for peer in self.peers if peer.session and (peer.session.requests or peer.session.attempts)]
+        peer, congested = self.rng.choice(streaming or self.peers), self.rng.random() < 0.7
         self.arrive(peer, lambda session: Congested(session, congested), f"{peer.kind}{peer.id} congested {congested}")
         if congested:
+            if self.rng.random() < 0.7:  # it has room for more, if not for this
+                self.later(0.001, lambda: self.grant(peer, self.some_owner(peer), self.rng.choice((6, 9, 50))))
             calm = f"{peer.kind}{peer.id} congested False"
             self.later(self.rng.random(), lambda: self.arrive(peer, lambda session: Congested(session, False), calm))
 
@@ -460,10 +738,27 @@ class Simulator:
             Cancel(session, wire_id),
             Refused(session, wire_id, errors.INVALID_REQUEST, "no"),
             Congested(session, True),
-            Detached(session, 1006, "", 0),
+            Detached(session, 1006, "", 0, peer.link),
         )
         event = self.rng.choice(events)
         self.feed(event, f"echo of {peer.kind}{peer.id}: {type(event).__name__} {wire_id!r}")
+
+
+def shorten(seed: int, steps: int, tries_max: int = 400) -> tuple[list[int], Failure]:
+    """The least of a failing seed's ideas with which it still fails, and how."""
+
+    def failure(only: Collection[int] | None) -> tuple[int, Failure | None]:
+        simulator = Simulator(seed, only=only)
+        try:
+            simulator.run(steps)
+        except Failure as found:
+            return simulator.ideas, found
+        return simulator.ideas, None
+
+    ideas, found = failure(None)
+    assert found is not None, "it does not fail"
+    left = shrink(range(1, ideas + 1), lambda some: failure(frozenset(some))[1] is not None, tries_max)
+    return left, failure(frozenset(left))[1] or found
 
 
 def main() -> int:
@@ -471,6 +766,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--whole", action="store_true", help="do not shorten what fails")
     parser.add_argument("--digest", action="store_true", help="print one digest over all traces")
     given = parser.parse_args()
     started = time.monotonic()
@@ -482,7 +778,8 @@ def main() -> int:
             digest.update(Simulator(seed).run(given.steps).encode())
         except Failure as failure:
             failed += 1
-            print(failure, file=sys.stderr)
+            ideas, shortened = ([], failure) if given.whole else shorten(seed, given.steps)
+            print(f"{shortened}\nonly its ideas {ideas} are needed", file=sys.stderr)
             if failed >= 3:
                 break
     if given.digest:

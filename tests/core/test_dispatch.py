@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core import dispatch
-from broker.core.dispatch import POLICIES, LeastPending, Newest, Queue, RoundRobin
+from broker.core import dispatch, errors
+from broker.core.dispatch import POLICIES, LeastPending, Newest, RoundRobin, Sticky, rank
 from broker.core.limits import EndpointLimits
 from broker.core.pending import Attempt
 from broker.core.registry import Registration
@@ -198,7 +198,7 @@ class Plain:
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 80))
 def test_policies_agree_with_the_plain_model(policy: str, seed: int, steps: int) -> None:
     rng = random.Random(seed)
-    subject, model = POLICIES[policy](), Plain(policy)
+    subject, model = POLICIES[policy](()), Plain(policy)
     made: list[Registration] = []
     for _ in range(steps):
         out = [r for r in made if r not in model.free]
@@ -245,26 +245,177 @@ def test_policies_agree_with_the_plain_model(policy: str, seed: int, steps: int)
 
 
 def test_policies_are_named_as_the_configuration_names_them() -> None:
-    assert {"least_pending": LeastPending, "round_robin": RoundRobin, "newest": Newest} == POLICIES
+    assert {"least_pending": LeastPending, "round_robin": RoundRobin, "newest": Newest, "sticky": Sticky} == POLICIES
 
 
-# ---------------------------------------------------------------- the queue
+# ---------------------------------------------------------------- sticky
+
+GROUPS = [f"run {number}" for number in range(60)]
 
 
-def test_queue_takes_from_anywhere_and_keeps_its_order() -> None:
-    world = World()
+def holders(world: World) -> dict[str, Session]:
+    """Which session has what it was asked for a group, or will have it: by the group."""
+    return {
+        attempt.request.options.group or "": session
+        for session in world.router.sessions.by_id.values()
+        for attempt in session.attempts.values()
+    }
+
+
+def asked_for_groups(workers: int) -> tuple[World, Session, list[Session], dict[str, Session]]:
+    """A sticky endpoint, where one request of every group has been asked; who has each."""
+    world = world_with("sticky")
+    made = [world.worker() for _ in range(workers)]
     caller = world.caller()
-    for wire_id in range(4):
-        world.ask(caller, wire_id, f"e/m{wire_id}", wait=True)
-    requests = list(caller.requests.values())
-    queue = Queue()
-    for request in requests[1:]:
-        queue.put(request)
-    queue.put_first(requests[0])
-    queue.discard(requests[2])
-    queue.discard(requests[2])
-    assert list(queue) == [requests[0], requests[1], requests[3]] and len(queue) == 3 and requests[2] not in queue
-    only = registered(1, frozenset({"m1"}))
-    assert queue.take(only) is requests[1] and queue.take(only) is None
-    anything = registered(2, None)
-    assert [queue.take(anything), queue.take(anything), queue.take(anything)] == [requests[0], requests[3], None]
+    for group in GROUPS:
+        world.ask(caller, group, timeout=1000.0, group=group)
+    return world, caller, made, holders(world)
+
+
+def test_a_group_goes_to_the_same_worker_and_groups_are_spread() -> None:
+    world, caller, workers, first = asked_for_groups(4)
+    for worker in workers:
+        for attempt in list(worker.attempts.values()):
+            world.answer(worker, attempt)
+    for group in reversed(GROUPS):
+        world.ask(caller, group, timeout=1000.0, group=group)
+    assert holders(world) == first
+    shares = Counter(first.values())
+    assert set(shares) == set(workers) and max(shares.values()) <= 30, "60 groups over 4 workers"
+
+
+def test_a_group_waits_for_its_worker_though_others_are_free() -> None:
+    world = world_with("sticky")
+    caller, workers = world.caller(), [world.worker(capacity=1) for _ in range(3)]
+    world.ask(caller, 1, group="g")
+    bound = holders(world)["g"]
+    world.ask(caller, 2, group="g")
+    world.ask(caller, 3)
+    assert [len(worker.attempts) for worker in workers].count(1) == 2, "the one without a group went to a free one"
+    finish_one(world, bound)
+    assert [attempt.request.wire_id for attempt in bound.attempts.values()] == [2]
+
+
+def test_a_worker_that_comes_takes_its_own_groups_only() -> None:
+    world, caller, workers, before = asked_for_groups(3)
+    for worker in workers:
+        for attempt in list(worker.attempts.values()):
+            world.answer(worker, attempt)
+    newcomer = world.worker()
+    for group in GROUPS:
+        world.ask(caller, group, timeout=1000.0, group=group)
+    after = holders(world)
+    moved = {group for group in GROUPS if after[group] is not before[group]}
+    assert moved and all(after[group] is newcomer for group in moved), "nothing moved between those that were there"
+
+
+def test_a_worker_that_goes_gives_its_groups_to_others_which_keep_theirs() -> None:
+    world = world_with("sticky")
+    caller, workers = world.caller(), [world.worker(capacity=1) for _ in range(3)]
+    for number, group in enumerate((*GROUPS, *GROUPS)):
+        world.ask(caller, number, timeout=1000.0, group=group)
+    queue = world.router.registry.by_name["e"].queue
+    targets = {group: world.router.registry.by_name["e"].free.target("m", group) for group in GROUPS}
+    leaver = workers[1]
+    world.serve(leaver, "other", capacity=1)
+    world.command(leaver, "broker.unserve", endpoint="e")
+    moved = [group for group, target in targets.items() if target is not None and target.session is leaver]
+    assert moved
+    for group, before in targets.items():
+        now = world.router.registry.by_name["e"].free.target("m", group)
+        assert now is not None and now.session is not leaver and (group in moved or now is before)
+    while queue:
+        for worker in (workers[0], workers[2]):
+            if worker.attempts:
+                finish_one(world, worker)
+    assert len(leaver.attempts) == 1, "it may finish what it has"
+
+
+def test_what_waited_for_a_worker_that_left_is_given_at_once_to_one_that_is_free() -> None:
+    for leave in ("detach", "unserve", "other methods", "shut down policy"):
+        world = world_with("sticky")
+        caller, workers = world.caller(), [world.worker(capacity=1) for _ in range(2)]
+        world.ask(caller, 1, timeout=1000.0, group="g")
+        bound = holders(world)["g"]
+        other = next(worker for worker in workers if worker is not bound)
+        world.ask(caller, 2, timeout=1000.0, group="g")
+        assert not other.attempts
+        if leave == "detach":
+            world.detach(bound)
+        elif leave == "unserve":
+            world.command(bound, "broker.unserve", endpoint="e")
+        elif leave == "other methods":
+            world.serve(bound, "e", capacity=1, methods=["x"])
+        else:
+            world.reconfigure(world.router.limits, {"e": EndpointLimits(policy="least_pending")})
+        assert [attempt.request.wire_id for attempt in other.attempts.values()] == [2], leave
+
+
+def test_sticky_keeps_to_declared_methods() -> None:
+    world = world_with("sticky")
+    caller, reader, writer = world.caller(), world.attach(), world.attach()
+    world.serve(reader, "e", methods=["read"])
+    world.serve(writer, "e", methods=["write"])
+    for group in GROUPS[:10]:
+        world.ask(caller, group, "e/read", group=group)
+    assert len(reader.attempts) == 10
+    world.ask(caller, "none", "e/sing", group="g")
+    assert world.outcome(caller).kind is errors.NO_METHOD
+
+
+def test_a_group_that_waits_for_anybody_to_come_is_bound_when_somebody_does() -> None:
+    world = world_with("sticky")
+    caller = world.caller()
+    for number in range(3):
+        world.ask(caller, number, timeout=1000.0, wait=True, group="g")
+    worker = world.worker(capacity=2)
+    assert len(worker.attempts) == 2
+    later = world.worker(capacity=2)
+    assert len(later.attempts) == (rank(later.id, "g") > rank(worker.id, "g"))
+
+
+def test_a_policy_that_becomes_sticky_binds_what_waits() -> None:
+    world = world_with("least_pending")
+    caller, workers = world.caller(), [world.worker(capacity=1) for _ in range(2)]
+    for number in range(4):
+        world.ask(caller, number, timeout=1000.0, group="g")
+    world.reconfigure(world.router.limits, {"e": EndpointLimits(policy="sticky")})
+    bound = max(workers, key=lambda worker: rank(worker.id, "g"))
+    for worker in workers:
+        finish_one(world, worker)
+    assert [bool(worker.attempts) for worker in workers] == [worker is bound for worker in workers]
+
+
+def test_a_notification_of_a_group_goes_to_its_worker() -> None:
+    world = world_with("sticky")
+    caller, workers = world.caller(), [world.worker() for _ in range(4)]
+    for _ in range(3):
+        for group in ("a", "b", "c"):
+            world.ask(caller, None, f"e/{group}", group=group)
+    for group in ("a", "b", "c"):
+        bound = max(workers, key=lambda worker: rank(worker.id, group))
+        assert world.notified(bound).count(group) == 3
+
+
+@pytest.mark.parametrize("policy", ["least_pending", "round_robin", "newest"])
+def test_a_group_plays_no_part_under_other_policies(policy: str) -> None:
+    plain, grouped = world_with(policy), world_with(policy)
+    for world in (plain, grouped):
+        caller = world.caller()
+        for _ in range(3):
+            world.worker(capacity=4)
+        for number in range(9):
+            world.ask(caller, number, timeout=1000.0, group="g" if world is grouped else None)
+    loads = [[len(s.attempts) for s in world.router.sessions.by_id.values()] for world in (plain, grouped)]
+    assert loads[0] == loads[1]
+
+
+def test_ranks_are_the_same_in_every_process_and_remembered_groups_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rank(7, "scan").hex() == "96255dc7fdc3f5f2"
+    monkeypatch.setattr(dispatch, "GROUPS_REMEMBERED", 5)
+    *_, first = asked_for_groups(3)
+    monkeypatch.undo()
+    assert asked_for_groups(3)[3].keys() == first.keys()
+    assert [s.id for s in asked_for_groups(3)[3].values()] == [s.id for s in first.values()]

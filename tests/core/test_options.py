@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.core.messages import DEFAULT_OPTIONS, Options
-from broker.core.options import LATER, RETRIES_MAX, TRACE_MAX, OptionError, read_options
+from broker.core.options import KEY_MAX, PRIORITY_MAX, RETRIES_MAX, TRACE_MAX, OptionError, read_options
 
 
 def test_nothing_written_is_the_defaults_and_a_wish_for_meta() -> None:
@@ -41,11 +41,20 @@ def test_idempotent_brings_one_retry_unless_told() -> None:
         (b'{"wait":"yes"}', "wait"),
         (b'{"trace":"%s"}' % (b"x" * (TRACE_MAX + 1)), "trace"),
         (b'{"timeuot":1}', "timeuot"),
+        (b'{"idle":0}', "idle"),
+        (b'{"priority":%d}' % (PRIORITY_MAX + 1), "priority"),
+        (b'{"priority":1.5}', "priority"),
+        (b'{"stream":"sideways"}', "stream"),
+        (b'{"key":""}', "key"),
+        (b'{"key":"%s"}' % (b"x" * (KEY_MAX + 1)), "key"),
+        (b'{"group":""}', "group"),
+        (b'{"progress":"%s"}' % (b"x" * 200), "progress"),
+        (b'{"progress":[1]}', "progress"),
         (b"[]", "meta"),
         (b"5", "meta"),
         (b"{", "meta"),
         (b"[" * 100_000, "meta"),
-        (b'{"progress":' + b"[" * 100_000, "meta"),
+        (b'{"progress":' + b"[" * 100_000, "progress"),
         (b'{"timeout":NaN}', "meta"),
     ],
 )
@@ -54,11 +63,14 @@ def test_what_cannot_be_honoured_is_named(raw: bytes, named: str) -> None:
         read_options(raw)
 
 
-@pytest.mark.parametrize("name", LATER)
-def test_what_comes_later_is_refused_by_name_until_then(name: str) -> None:
-    value = {"idle": b"5", "priority": b"1", "key": b'"k"', "stream": b'"in"'}.get(name, b"true")
-    with pytest.raises(OptionError, match=name):
-        read_options(b'{"%s":%s}' % (name.encode(), value))
+def test_options_of_streams_lanes_and_keys() -> None:
+    raw = b'{"stream":"both","idle":2,"priority":-3,"group":"g","progress":"t","timing":true}'
+    assert read_options(raw) == Options(
+        stream_in=True, stream_out=True, idle=2.0, priority=-3, group="g", progress=b'"t"', timing=True, meta=True
+    )
+    assert read_options(b'{"stream":"none"}', Options(stream_in=True)) == Options(meta=True)
+    assert read_options(b'{"progress":true}').progress == b""
+    assert read_options(b'{"progress":5}').progress == b"5"
 
 
 @pytest.mark.parametrize("raw", [b'{"priority":0}', b'{"progress":false}', b'{"timing":false}', b'{"key":null}'])

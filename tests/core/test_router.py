@@ -762,7 +762,8 @@ def test_check_notices_when_views_disagree() -> None:
             assert slot is not None
             slot.clear()
         elif spoil == "queue":
-            world.router.registry.by_name["e"].queue.put(caller.requests[1])
+            endpoint = world.router.registry.by_name["e"]
+            endpoint.queue.put(caller.requests[1], endpoint.line_of(caller.requests[1]))
         elif spoil == "attempt":
             worker.attempts.clear()
         else:

@@ -57,7 +57,8 @@ def test_data_and_attachments_pass_untouched() -> None:
 def test_a_topic_reaches_its_subscribers_only() -> None:
     world = World()
     one, two = listener(world), listener(world)
-    assert result(world, two, "broker.subscribe", endpoint="e", topic="t") == {"endpoint": "e", "topic": "t", "seq": 0}
+    told = result(world, two, "broker.subscribe", endpoint="e", topic="t")
+    assert told == {"endpoint": "e", "topic": "t", "seq": 0, "first": 1, "epoch": "n.1"}
     world.ask(one, 1, "broker.publish", b'{"endpoint":"e","topic":"t","data":5}')
     assert world.broadcasts() == [(two, Broadcast("e", "t", 1, Body(b"5")))]
     assert result(world, two, "broker.unsubscribe", endpoint="e", topic="t")["subscribed"] is True

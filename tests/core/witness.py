@@ -7,12 +7,15 @@ how it ended. State machine and simulator both let it look after every step.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import msgspec
 
 from broker.core import errors
 from broker.core.access import Role
+from broker.core.attaching import Attaching, outlives
+from broker.core.dispatch import rank
 from broker.core.events import (
     Answered,
     Asked,
@@ -21,23 +24,44 @@ from broker.core.events import (
     Cancel,
     CloseLink,
     Congested,
+    CreditGranted,
     Deliver,
     Detached,
     Drain,
     Effect,
     Event,
+    PartSent,
     PauseReading,
+    Progressed,
     Refused,
+    Resumed,
     ResumeReading,
     StartFanout,
     Stray,
+    TakeOver,
 )
 from broker.core.ids import AttemptId, WireId
 from broker.core.limits import EndpointLimits, Limits
-from broker.core.messages import Broadcast, Call, CancelAttempt, End, Notify, Options
+from broker.core.messages import (
+    EMPTY,
+    Body,
+    Broadcast,
+    Call,
+    CancelAttempt,
+    Credit,
+    End,
+    Notify,
+    Options,
+    Part,
+    Progress,
+    SessionTold,
+)
+from broker.core.queue import PASSED_MAX
 from broker.core.router import Router
 from broker.core.sessions import Session
 from broker.core.topics import PEERS_TOPIC
+from broker.wire.pieces import join_reply
+from tests.core.flows import Flows, Streams
 
 AT_THE_DOOR = {"no_endpoint", "no_worker", "no_method", "overloaded", "denied", "shutting_down", "invalid"}
 OF_LISTENERS = {"broker.subscribe", "broker.unsubscribe", "broker.endpoints", "broker.describe", "broker.ping"}
@@ -73,8 +97,8 @@ class Asking:
     """One accepted request. `lost` is who lost it last, `lost_at` in which step."""
 
     __slots__ = (
-        "attempt", "attempts", "deadline", "endpoint", "lost", "lost_at", "method", "options", "order", "serving",
-        "session", "wire_id", "worker",
+        "accepted_at", "attempt", "attempts", "body", "deadline", "endpoint", "flowed", "flows", "lost", "lost_at",
+        "method", "options", "order", "serving", "session", "since", "wire_id", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -94,12 +118,37 @@ class Asking:
         self.options = options
         self.deadline = deadline
         self.order = order
+        self.since = 0
         self.worker: Session | None = None
         self.attempt: AttemptId = 0
         self.serving: Serving | None = None
         self.attempts = 0
         self.lost: Session | None = None
         self.lost_at = 0
+        self.accepted_at = 0.0
+        self.body = EMPTY
+        self.flows: Flows | None = None
+        self.flowed = False
+        """whether any part came that counted"""
+
+    def due(self, limits: Limits) -> float:
+        """When it ends if nothing comes."""
+        if self.flows is None or not (self.flowed or self.options.idle is not None):
+            return self.deadline
+        return min(self.deadline, self.flows.touched_at + (self.options.idle or limits.idle_s))
+
+    @property
+    def lane(self) -> tuple[str, int]:
+        """The endpoint and the priority."""
+        return (self.endpoint, self.options.priority)
+
+    @property
+    def subject(self) -> tuple[object, ...]:
+        """What it is about, where the newest wins."""
+        group = self.options.group
+        if group is None:
+            return (self.endpoint, self.method, self.session)
+        return (self.endpoint, self.method, self.session.principal, group)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -122,13 +171,33 @@ class Reconfigured(msgspec.Struct, frozen=True):
     endpoints: Mapping[str, EndpointLimits]
 
 
+class _OneByOne:
+    """The part of the router that forgets sessions, one at a time, with a word after each: so it is clear what follows
+    from which."""
+
+    def __init__(self, attaching: Attaching, after_each: Callable[[], None]) -> None:
+        self._attaching = attaching
+        self._after_each = after_each
+
+    def expire(self, now: float, limit: int) -> None:
+        self._after_each()
+        for _ in range(limit):
+            if self._attaching.sessions.expiry.earliest > now:
+                break
+            self._attaching.expire(now, 1)
+            self._after_each()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._attaching, name)
+
+
 class Witness:
     """Feeds a router and judges what it does. `feed`, `tick`, `reconfigure` and `fan_out` raise Violation."""
 
     def __init__(self, limits: Limits, endpoints: Mapping[str, EndpointLimits], now: float) -> None:
         self.limits = limits
         self.endpoints = endpoints
-        self.router = Router(limits, endpoints, now=now)
+        self.router = Router(limits, endpoints, join=join_reply, now=now)
         self.now = now
         self.sessions: dict[Session, None] = {}
         self.open: dict[Session, dict[WireId, Asking]] = {}
@@ -147,6 +216,15 @@ class Witness:
         self.draining = False
         self.heard: dict[tuple[Session, str | None, str | None], int] = {}
         self.left_topic: dict[tuple[Session, str | None, str | None], None] = {}
+        self.turns_made = 0
+        self.turns: dict[tuple[object, ...], int] = {}
+        self.passed: Counter[str] = Counter()
+        self.streams = Streams(limits)
+        self.away: dict[Session, float] = {}
+        """those who have no link and may come back, and until when"""
+        self._gone: list[Session] = []
+        self._slices: list[tuple[int, list[Session]]] = []
+        self.router.attaching = cast(Attaching, _OneByOne(self.router.attaching, self._session_expired))
         self._step = 0
         self._event: Event | Tick | Reconfigured = Tick(0)
         self._announced: list[str] = []
@@ -185,6 +263,8 @@ class Witness:
         self._step += 1
         self._event, self._fresh, self._due, self._duplicates, self._latest_slot = event, None, None, 0, -1.0
         self._announced, self._fanouts, self._latest_left = [], 0, {}
+        self._gone, self._slices = [], []
+        self.streams.begin(event)
 
     def reconfigure(self, endpoints: Mapping[str, EndpointLimits]) -> list[Effect]:
         """The configuration changed; what the router wants done."""
@@ -220,21 +300,43 @@ class Witness:
         more = self.router.tick(self.now, limit)
         effects = list(self.router.effects)
         self.router.effects.clear()
-        messages = [effect.message for effect in effects if isinstance(effect, Deliver)]
+        (at, _), *slices = self._slices
+        before = effects[:at]
+        messages = [effect.message for effect in before if isinstance(effect, Deliver)]
         expired = sum(isinstance(message, End) and message.outcome.kind is errors.DEADLINE for message in messages)
         expect(expired <= limit, "a tick of at most", limit, "ended", expired)
-        self._absorb(effects)
+        self._absorb(before)
+        for end, gone in slices:
+            self._gone = gone
+            departing = [asking for session in gone for asking in self._leave(session)]
+            self._absorb(effects[at:end])
+            self._announcements(effects[at:end])
+            at = end
+            for asking in departing:
+                expect(asking.worker is None, "the worker was not told that the caller has gone", asking)
+        self._absorb(effects[at:])
+        self._announcements(effects[at:])
         if not more:
             self.nothing_is_overdue(self.now)
         self.check()
         return more, effects
 
+    def _session_expired(self) -> None:
+        by_id = self.router.sessions.by_id
+        known = [session for _, gone in self._slices for session in gone]
+        gone = [session for session in self.away if session.id not in by_id and session not in known]
+        self._slices.append((len(self.router.effects), gone))
+
     def nothing_is_overdue(self, ticked_at: float) -> None:
         """What was to end a slot before the last complete tick has ended."""
         for mine in self.open.values():
             for asking in mine.values():
-                late = ticked_at - asking.deadline
+                late = ticked_at - asking.due(self.limits)
                 expect(late < self.limits.slot_s + EPSILON, asking, "is overdue by", late, "s")
+
+        for session, until in self.away.items():
+            late = ticked_at - until
+            expect(late < self.limits.slot_s + EPSILON, session, "is kept", late, "s longer than its grace")
 
     def fan_out(self, limit: int) -> list[tuple[Session, Broadcast]]:
         """Deliver a slice of what is to be broadcast."""
@@ -244,8 +346,10 @@ class Witness:
             return []
         message, listeners, _ = part
         expect(self.under_way, "a broadcast nobody began", message)
-        expect(len(listeners) == min(limit, self.under_way[0]), "a slice of", len(listeners), "of", self.under_way[0])
-        self.under_way[0] -= len(listeners)
+        walked, place = min(limit, self.under_way[0]), (message.endpoint, message.topic)
+        left = sum((endpoint, topic) == place for _, endpoint, topic in self.left_topic)  # they are passed over
+        expect(walked - left <= len(listeners) <= walked, "a slice of", len(listeners), "of", self.under_way[0])
+        self.under_way[0] -= walked
         if not self.under_way[0]:
             self.under_way.popleft()
         got = [(listener, message) for listener in listeners if listener in self.sessions]
@@ -283,6 +387,7 @@ class Witness:
                 self._fans_out(len(self.watching[name]))
         started = sum(isinstance(effect, StartFanout) for effect in effects)
         expect(started == self._fanouts, started, "broadcasts were begun instead of", self._fanouts)
+        self._announced, self._fanouts = [], 0
 
     def _fans_out(self, listeners: int) -> None:
         if listeners:
@@ -296,11 +401,11 @@ class Witness:
         """Write the event down. Returns the requests that leave with their caller."""
         session = getattr(event, "session", None)
         if isinstance(event, Detached):
-            return self._leave(event.session)
+            return self._detached(event)
         if isinstance(session, Session) and session not in self.sessions:
             return []  # nothing may come of it: any effect to it is a violation
-        if isinstance(event, Asked) and event.wire_id is not None:
-            self._ask(event.session, event.wire_id, event.endpoint, event.method, event.options)
+        if isinstance(event, Asked) and event.wire_id is not None and not self._is_said_again(event):
+            self._ask(event.session, event.wire_id, event.endpoint, event.method, event.options, event.body)
         elif isinstance(event, Refused):
             self._ask(event.session, event.wire_id, "", event.method, Options())
         elif isinstance(event, Answered | BadReply):
@@ -308,6 +413,15 @@ class Witness:
         elif isinstance(event, Stray) and event.nameless and event.error and event.error.code in (-32600, -32700):
             if len(self.assigned[event.session]) == 1:
                 self._due = self._take_back(event.session, next(iter(self.assigned[event.session])))
+        elif isinstance(event, Resumed):
+            self.away.pop(event.session, None)
+            self.congested.pop(event.session, None)
+        elif isinstance(event, PartSent):
+            self.streams.part_came(event, self._meant(event), self.now)
+        elif isinstance(event, CreditGranted):
+            self.streams.credit_came(event, self._meant(event), self.now)
+        elif isinstance(event, Progressed):
+            self.streams.progress_came(event, self._reported(event), self.now)
         elif isinstance(event, Drain):
             self.draining = True
         elif isinstance(event, Congested):
@@ -317,13 +431,39 @@ class Witness:
                 self.congested.pop(event.session, None)
         return []
 
-    def _ask(self, session: Session, wire_id: WireId, endpoint: str, method: str, options: Options) -> None:
+    def _meant(self, event: PartSent | CreditGranted) -> Asking | None:
+        """Whose stream somebody speaks of, who has it or asked it."""
+        if event.wire_id is None:
+            return self.assigned[event.session].get(event.attempt)
+        return self.open[event.session].get(event.wire_id)
+
+    def _reported(self, event: Progressed) -> Asking | None:
+        """Of which attempt the progress is."""
+        held = self.assigned[event.session]
+        if event.attempt or not event.token:
+            return held.get(event.attempt)
+        named = [asking for asking in held.values() if asking.options.progress == event.token]
+        return named[0] if len(named) == 1 else None
+
+    def _is_said_again(self, event: Asked) -> bool:
+        """Whether a session that outlives its links says once more what is in flight: nothing may come of that."""
+        earlier = self.open[event.session].get(event.wire_id) if event.wire_id is not None else None
+        if earlier is None or event.session.kept is None or not event.endpoint:
+            return False
+        return (earlier.endpoint, earlier.method, earlier.body) == (event.endpoint, event.method, event.body)
+
+    def _ask(
+        self, session: Session, wire_id: WireId, endpoint: str, method: str, options: Options, body: Body = EMPTY
+    ) -> None:
         self.accepted += 1
         if wire_id in self.open[session]:
             self._duplicates = 1
             return
         timeout = self.limits.deadline_s if options.timeout is None else options.timeout
         asking = Asking(session, wire_id, endpoint, method, options, self.now + timeout, self.accepted)
+        asking.since, asking.accepted_at, asking.body = self.turns_made, self.now, body
+        if endpoint and options.idle is not None:
+            asking.flows = Flows(not options.stream_in, self.now)
         self._fresh = self.open[session][wire_id] = asking
 
     def _take_back(self, worker: Session, attempt: AttemptId) -> Asking | None:
@@ -335,10 +475,22 @@ class Witness:
                 asking.serving.load -= 1
         return asking
 
+    def _detached(self, event: Detached) -> list[Asking]:
+        session, kept = event.session, event.session.kept
+        if kept is not None and session in self.sessions:
+            if event.link is not kept.link:
+                return []  # a newer link has taken over
+            if outlives(event.code) and not self.draining:
+                self.away[session] = self.now + min(session.grace_s, self.limits.grace_max_s)
+                self.congested[session] = None
+                return []
+        return self._leave(session)
+
     def _leave(self, session: Session) -> list[Asking]:
         if session not in self.sessions:
             return []
         del self.sessions[session]
+        self.away.pop(session, None)
         self.congested.pop(session, None)
         for watching in self.watching.values():
             watching.pop(session, None)
@@ -356,7 +508,7 @@ class Witness:
             if asking.worker is session:
                 asking.worker = None
         for asking in self.assigned.pop(session).values():
-            asking.worker, asking.lost, asking.lost_at = None, session, self._step
+            asking.worker, asking.lost, asking.lost_at, asking.since = None, session, self._step, self.turns_made
         return departing
 
     def _serves_no_more(self, name: str, session: Session) -> bool:
@@ -436,7 +588,8 @@ class Witness:
             if isinstance(effect, Deliver):
                 self._delivered(session, effect.message)
             else:
-                expect(isinstance(effect, CloseLink | PauseReading | ResumeReading), "an unknown effect", effect)
+                known = CloseLink | PauseReading | ResumeReading | TakeOver
+                expect(isinstance(effect, known), "an unknown effect", effect)
 
     def _delivered(self, session: Session, message: object) -> None:
         if isinstance(message, End):
@@ -452,6 +605,14 @@ class Witness:
             expect(
                 isinstance(self._event, Asked) and self._event.wire_id is None, "a notification nobody sent", message
             )
+        elif isinstance(message, SessionTold):
+            expect(isinstance(self._event, Attached) and session.kept is not None, "told of no session", message)
+        elif isinstance(message, Part | Credit | Progress):
+            if message.wire_id is not None:
+                asking = self.open[session].get(message.wire_id)
+            else:
+                asking = self.assigned[session].get(message.attempt_id)
+            self.streams.delivered(session, message, asking)
         else:
             raise Violation(f"a message of another kind: {message}")
 
@@ -472,11 +633,12 @@ class Witness:
         self.attempts_seen = number
         retries = asking.options.retries if asking.options.idempotent else 0
         expect(asking.attempts <= retries, asking, "was tried more often than allowed")
+        self.streams.given_out(asking)
         if asking.attempts:
             expect(asking.lost is not None, asking, "was given out again though its worker is there")
         self._is_the_right_worker(asking, worker)
         if asking is not self._fresh:
-            self._is_its_turn(asking, self.serving[asking.endpoint][worker])
+            self._is_its_turn(asking, worker)
         asking.attempts += 1
         asking.worker, asking.attempt, asking.serving = worker, number, self.serving[asking.endpoint][worker]
         asking.serving.load += 1
@@ -488,8 +650,8 @@ class Witness:
         expect(mine is not None, asking, "went to one who does not serve it")
         assert mine is not None
         expect(worker in able, asking, "went to one who cannot take it: load", mine.load, "of", mine.capacity)
-        policy = self.endpoints[asking.endpoint].policy if asking.endpoint in self.endpoints else "least_pending"
-        if policy == "least_pending":
+        policy = self._policy(asking.endpoint)
+        if policy == "least_pending" or (policy == "sticky" and asking.options.group is None):
             least = min(serving.load for serving in able.values())
             expect(mine.load == least, asking, "went to a load of", mine.load, "though one has", least)
         elif policy == "newest" and asking is self._fresh:
@@ -497,19 +659,52 @@ class Witness:
 
     def _able(self, asking: Asking) -> dict[Session, Serving]:
         """Who can take it now, oldest first."""
+        group, serves = asking.options.group, self.serving.get(asking.endpoint, {})
+        doing = {session: serving for session, serving in serves.items() if serving.does(asking.method)}
+        if doing and group is not None and self._policy(asking.endpoint) == "sticky":
+            bound = max(doing, key=lambda session: rank(session.id, group))
+            doing = {bound: doing[bound]}
         return {
             session: serving
-            for session, serving in self.serving.get(asking.endpoint, {}).items()
-            if serving.load < serving.capacity and session not in self.congested and serving.does(asking.method)
+            for session, serving in doing.items()
+            if serving.load < serving.capacity and session not in self.congested
         }
 
-    def _is_its_turn(self, asking: Asking, serving: Serving) -> None:
-        """Nobody who came before it, and whom this worker could serve, still waits."""
-        for other in self._waiting(asking.endpoint):
-            if other.lost_at == self._step != asking.lost_at:
-                continue  # its turn to be tried again comes within this very step
-            if other.place < asking.place and other.deadline > self.now and serving.does(other.method):
-                raise Violation(f"{asking} was given out before {other}")
+    def _policy(self, name: str) -> str:
+        return self.endpoints[name].policy if name in self.endpoints else "least_pending"
+
+    def _is_its_turn(self, asking: Asking, worker: Session) -> None:
+        """Of those that wait and that this worker could serve, it is the one whose turn it is."""
+        waiting = [other for other in self._waiting(asking.endpoint) if other is not asking]
+        others = [other for other in waiting if other.deadline > self.now and worker in self._able(other)]
+        for other in others:
+            if other.lost_at == self._step != asking.lost_at or other.session is not asking.session:
+                continue  # its turn to be tried again comes within this very step, or it is another caller's
+            expect(other.lane != asking.lane or other.place > asking.place, asking, "was given out before", other)
+        if asking.lost_at == self._step:
+            return  # it never waited
+        for other in others:
+            if other.lane == asking.lane and other.lost_at != self._step:
+                for mine, theirs in zip(self._turn_keys(asking), self._turn_keys(other), strict=True):
+                    last = self.turns.get(mine, 0)
+                    fair = mine == theirs or other.since >= last or self.turns.get(theirs, 0) > last
+                    expect(fair, asking, "has a second turn while there waits", other)
+                    if mine != theirs:
+                        break  # sessions take turns within one principal
+        if any(other.options.priority > asking.options.priority for other in others if other.lost_at != self._step):
+            passed = self.passed.pop(asking.endpoint, 0)
+            expect(passed >= PASSED_MAX, asking, "was given out before a higher priority, after", passed)
+        self._had_turn(asking)
+
+    def _had_turn(self, asking: Asking) -> None:
+        self.turns_made += 1
+        self.passed[asking.endpoint] += 1
+        for key in self._turn_keys(asking):
+            self.turns[key] = self.turns_made
+
+    @staticmethod
+    def _turn_keys(asking: Asking) -> tuple[tuple[object, ...], tuple[object, ...]]:
+        return (*asking.lane, asking.session.principal), (*asking.lane, asking.session)
 
     def _waiting(self, endpoint: str) -> list[Asking]:
         return [
@@ -533,7 +728,11 @@ class Witness:
         expect(asking is not None, "an end without a beginning, or a second one:", end)
         assert asking is not None
         expect(asking.worker is None, asking, "ended, and its worker was not told:", kind)
-        if kind in AT_THE_DOOR and asking is self._fresh:
+        broken = self.streams.broken
+        if broken is not None and broken[0] is asking:
+            expect(kind == broken[1], asking, "had to end as", broken[1], "and ended as", kind)
+            self.streams.broken = None
+        elif kind in AT_THE_DOOR and asking is self._fresh:
             self._refused(asking, kind, end)
         else:
             judge = getattr(self, f"_ended_{kind}", None)
@@ -570,13 +769,54 @@ class Witness:
         if end.outcome.bound == "queue":
             queue_max, waiting = self._queue_max(asking.endpoint), len(self._waiting(asking.endpoint))
             expect(waiting >= queue_max, "a queue of", queue_max, "was called full at", waiting)
+            shares = self._shares(asking.endpoint)
+            mine, largest = shares.get(asking.session.principal, []), max(map(len, shares.values()), default=0)
+            if waiting == queue_max and len(mine) < largest > 1 and self._all_in_time(asking.endpoint):
+                holders = [share for share in shares.values() if len(share) == largest]
+                tried = any(all(other.attempts for other in share) for share in holders)
+                expect(tried, asking, "was refused though others have more of the queue")
         elif end.outcome.bound == "in_flight":
             expect(len(self.open[asking.session]) >= self.limits.in_flight_max, "a caller was called full")
+
+    def _shares(self, name: str) -> dict[str, list[Asking]]:
+        """What waits at an endpoint, by principal, but what came just now."""
+        shares: dict[str, list[Asking]] = {}
+        for asking in self._waiting(name):
+            if asking is not self._fresh:
+                shares.setdefault(asking.session.principal, []).append(asking)
+        return shares
+
+    def _all_in_time(self, name: str) -> bool:
+        """Whether nothing waits that the router may have passed over already."""
+        return all(asking.deadline > self.now for asking in self._waiting(name))
+
+    def _ended_overloaded(self, asking: Asking, end: End) -> None:
+        """It waited, and made room for somebody who has less."""
+        fresh, said = self._fresh, end.outcome
+        expect(fresh is not None and fresh.endpoint == asking.endpoint, asking, "made room for nobody")
+        assert fresh is not None
+        right = said.bound == "queue" and said.retryable and not said.dispatched and not asking.attempts
+        expect(right, asking, "was told wrong things:", said)
+        shares = self._shares(asking.endpoint)
+        theirs = shares.setdefault(asking.session.principal, [])
+        theirs.append(asking)
+        expect(sum(map(len, shares.values())) >= self._queue_max(asking.endpoint), asking, "had room")
+        if self._all_in_time(asking.endpoint):
+            mine, largest = len(shares.get(fresh.session.principal, [])), max(map(len, shares.values()))
+            expect(mine < len(theirs) == largest > 1, asking, "was not of who has most")
+        newer = [other for other in theirs if not other.attempts and other.order > asking.order]
+        expect(not newer, asking, "had to go before", newer)
 
     def _ended_ok(self, asking: Asking, end: End) -> None:
         if asking.endpoint:
             expect(asking is self._due, asking, "ended ok, and nobody has answered it")
-            expect(isinstance(self._event, Answered) and end.body is self._event.body, asking, "has another's reply")
+            expect(isinstance(self._event, Answered), asking, "ended ok without an answer")
+            assert isinstance(self._event, Answered)
+            flows, body = asking.flows, self._event.body
+            if flows is not None and flows.gathers and flows.down.came:
+                expect(end.body == flows.joined(body), asking, "has not all its parts:", end.body)
+            else:
+                expect(end.body is body, asking, "has another's reply")
         else:
             expect(asking is self._fresh, asking, "is a command and ended late")
 
@@ -587,14 +827,19 @@ class Witness:
         )
 
     def _ended_bad_reply(self, asking: Asking, end: End) -> None:
-        expect(asking is self._due and isinstance(self._event, BadReply), asking, "had no bad reply")
+        expect(asking is self._due, asking, "had no bad reply")
+        if isinstance(self._event, Answered):
+            gathered = asking.flows is not None and asking.flows.joined(self._event.body) is None
+            expect(gathered, asking, "had a good reply, and good parts")
 
     def _ended_deadline(self, asking: Asking, end: End) -> None:
         expect(isinstance(self._event, Tick), asking, "met its deadline while no time passed")
-        expect(asking.deadline <= self.now, asking, "ended early by", asking.deadline - self.now)
-        slot = asking.deadline // self.limits.slot_s
-        expect(slot >= self._latest_slot - 1, asking, "expired out of order")
-        self._latest_slot = max(self._latest_slot, slot)
+        due_at = asking.due(self.limits)
+        expect(due_at <= self.now, asking, "ended early by", due_at - self.now)
+        if asking.flows is None:  # what was put off stands where it was put
+            slot = due_at // self.limits.slot_s
+            expect(slot >= self._latest_slot - 1, asking, "expired out of order")
+            self._latest_slot = max(self._latest_slot, slot)
         if end.outcome.phase == "queued":
             expect(end.outcome.retryable, asking, "waited in vain and may not be repeated")
         expect(end.outcome.dispatched == (asking.attempts > 0), asking, "does not know whether it was given out")
@@ -603,19 +848,27 @@ class Witness:
         """On its way in, instead of being given out, or on its way back."""
         expect(end.body is None, asking, "was too large and has a body")
         expect(asking is self._due or self._able(asking), asking, "was too large for nobody")
+        if asking is not self._due and asking is not self._fresh and asking.lost_at != self._step:
+            self._had_turn(asking)
 
     def _ended_cancelled(self, asking: Asking, end: End) -> None:
-        event = self._event
+        event, fresh = self._event, self._fresh
+        if end.outcome.cause == "superseded":
+            wins = asking.endpoint in self.endpoints and self.endpoints[asking.endpoint].newest_wins
+            expect(wins and fresh is not None and fresh.subject == asking.subject, asking, "was superseded by nothing")
+            return
         mine = isinstance(event, Cancel) and event.session is asking.session and event.wire_id == asking.wire_id
         admin = isinstance(event, Asked) and event.method == "broker.admin.cancel"
         expect(mine or admin, asking, "was cancelled by nobody")
         expect(end.outcome.cause == ("caller" if mine else "admin"), asking, "was cancelled by another")
 
     def _ended_worker_lost(self, asking: Asking, end: End) -> None:
-        expect(isinstance(self._event, Detached) and asking.lost is self._event.session, asking, "lost no worker")
+        lost = self._gone if isinstance(self._event, Tick) else [getattr(self._event, "session", None)]
+        expect(asking.lost in lost, asking, "lost no worker")
         expect(end.outcome.attempts == asking.attempts, asking, "was counted wrongly")
         in_time = asking.deadline > self.now and not self.draining and not self.closed(asking.endpoint)
-        if in_time and asking.options.idempotent and asking.attempts <= asking.options.retries:
+        fresh = asking.flows is None or not asking.flows.has_flowed
+        if in_time and fresh and asking.options.idempotent and asking.attempts <= asking.options.retries:
             expect(not self._able(asking), asking, "was lost though another worker is free")
             first = [other for other in self._waiting(asking.endpoint) if not self._comes_later(other, asking)]
             expect(len(first) >= self._queue_max(asking.endpoint), asking, "was lost though there was room to wait")
@@ -627,7 +880,9 @@ class Witness:
     def _ended_no_worker(self, asking: Asking, end: End) -> None:
         """It waited for a worker to be free, and the last one has left."""
         event, name = self._event, asking.endpoint
-        left = isinstance(event, Detached) or (isinstance(event, Asked) and event.method == "broker.unserve")
+        left = (
+            isinstance(event, Detached) or self._gone or (isinstance(event, Asked) and event.method == "broker.unserve")
+        )
         expect(left and not self.serving.get(name), asking, "was given up though it is served")
         expect(not asking.options.wait and not asking.attempts, asking, "was given up though it waits or was tried")
         said = end.outcome
@@ -680,6 +935,7 @@ class Witness:
             for_one = self.serving.get(asking.endpoint) or asking.options.wait or asking.attempts
             expect(for_one, asking, "waits for a worker to be free, and there is none")
             expect(not self.closed(asking.endpoint), asking, "waits at a closed endpoint")
+        self.streams.check((asking for mine in self.open.values() for asking in mine.values()), self.congested)
         expect(len(router.fanouts) == len(self.under_way), "broadcasts:", len(router.fanouts), len(self.under_way))
         refused = router.counters.broadcasts_refused
         expect(refused == self.broadcasts_refused, "refused:", refused, "broadcasts, expected", self.broadcasts_refused)
@@ -687,7 +943,8 @@ class Witness:
     def leave_all(self) -> None:
         """Let everybody go, and see that nothing is left."""
         for session in list(self.sessions):
-            self.feed(Detached(session, 1001, "", 0))
+            link = session.kept.link if session.kept is not None else None
+            self.feed(Detached(session, 1001, "", 0, link))
         while self.router.fanouts.slice(1000):
             pass
         router = self.router

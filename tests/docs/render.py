@@ -7,9 +7,6 @@ from broker.cli.exits import exit_for, markdown_table
 from broker.core.errors import CLOSES, KINDS, Close, Kind
 from broker.peer import errors
 
-LATER = {"slow_consumer", "key_conflict"}
-"""outcomes of parts that do not exist yet"""
-
 _PAGE = """\
 # Outcomes, close codes, exit codes
 
@@ -29,8 +26,7 @@ retryable may be sent again as it is. *Exit* is how the command line ends. What 
 ³ true if it was still queued, or is idempotent.
 ⁴ true if the request is idempotent.
 ⁵ its own code, message and data; the worker's `meta.retryable` says whether it may be repeated.
-⁶ of parts that come later; this version never ends a request so.
-⁷ false if a worker was given it and it is not idempotent: it may have run.
+⁶ false if a worker was given it and it is not idempotent: it may have run.
 
 ## Close codes
 
@@ -45,7 +41,7 @@ below 4000 are RFC 6455's.
 
 _NOTES = {
     "no_endpoint": "no ¹",
-    "shutting_down": "yes ⁷",
+    "shutting_down": "yes ⁶",
     "worker_lost": "no ²",
     "deadline": "no ³",
     "bad_reply": "no ⁴",
@@ -85,13 +81,12 @@ def _error(kind: type[errors.BrokerError]) -> tuple[str, ...]:
 
 def _outcome(kind: Kind) -> tuple[str, ...]:
     retryable = _NOTES.get(kind.name) or ("yes" if kind.retryable else "no")
-    name = f"`{kind.name}`" + (" ⁶" if kind.name in LATER else "")
     code = "result" if kind.name == "ok" else str(kind.code)
     if kind.name == "worker_error":
         code = "its own"
     if kind.name == "ok":
         retryable = ""
-    return name, code, str(kind.http), retryable, str(int(exit_for(kind.name))), kind.text, kind.advice
+    return f"`{kind.name}`", code, str(kind.http), retryable, str(int(exit_for(kind.name))), kind.text, kind.advice
 
 
 def _close(close: Close) -> tuple[str, ...]:

@@ -17,12 +17,11 @@ from broker.core import events
 from broker.core.commands import CallParams
 from broker.core.errors import CLOSES, KINDS
 from broker.core.limits import Limits
-from broker.core.options import LATER as OPTIONS_LATER
 from broker.core.options import Written
 from broker.core.router import Router
 from broker.peer import errors
-from broker.transports.websocket.query import LATER as QUERY_LATER
 from broker.transports.websocket.query import _Query
+from broker.wire.pieces import join_reply
 from tests.docs.blocks import PAGES, ROOT, blocks_of, prose_of
 from tests.docs.render import errors_table, outcomes_page
 
@@ -92,7 +91,7 @@ def _protocol() -> str:
 
 
 def test_the_protocol_names_every_method_of_the_broker() -> None:
-    router = Router(Limits())
+    router = Router(Limits(), join=join_reply)
     named = set(re.findall(r"^\| `(broker\.[\w.]+)`", _protocol(), re.MULTILINE))
     assert named == {"broker.call", *router.own_methods.commands}
 
@@ -105,20 +104,12 @@ def _rows(section: str) -> set[str]:
 
 
 def test_the_protocol_names_every_option() -> None:
-    assert _rows("Options") == set(Written.__struct_fields__) - set(OPTIONS_LATER)
+    assert _rows("Options") == set(Written.__struct_fields__)
     assert set(CallParams.__struct_fields__) == {"endpoint", "method", "params", *Written.__struct_fields__}
 
 
 def test_the_protocol_names_every_parameter_of_the_query() -> None:
-    later = {"priority", "idle"}  # understood, to be refused by name
-    assert _rows("Query") == {"ticket", *_Query.__struct_fields__} - later
-    assert later <= set(OPTIONS_LATER)
-
-
-def test_the_protocol_names_what_is_reserved() -> None:
-    text = _protocol().split("# Reserved for later\n", 1)[1].split("\n## ", 1)[0]
-    named = set(re.findall(r"`([a-z_]+)`", text))
-    assert named >= {*OPTIONS_LATER, *QUERY_LATER, "since"}
+    assert _rows("Query") == {"ticket", *_Query.__struct_fields__}
 
 
 # ---------------------------------------------------------------- the architecture
@@ -207,7 +198,7 @@ def metric_names() -> set[str]:
         unauthenticated = 0
         counters = AcceptCounters()
 
-    sources = Sources(Router(Limits()), Links(), AuthCounters(), Lag(), Accepting)  # type: ignore[arg-type]
+    sources = Sources(Router(Limits(), join=join_reply), Links(), AuthCounters(), Lag(), Accepting)  # type: ignore[arg-type]
     names: set[str] = set()
     for family in Collector(sources).collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))

@@ -3,7 +3,9 @@
 
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
+import { createConnection as createTcpConnection, createServer as createTcpServer } from "node:net";
 import { createInterface } from "node:readline";
+import { crc32 } from "node:zlib";
 import { WebSocketServer } from "ws";
 import * as broker from "request-broker-client";
 
@@ -51,7 +53,9 @@ async function stub(answer = () => {}) {
   const said = [];
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1" });
   await new Promise((resolve) => server.on("listening", resolve));
-  server.on("connection", (socket) => {
+  server.on("connection", (socket, request) => {
+    const query = new URL(request.url, "http://stub").searchParams;
+    if (query.has("grace")) tell(socket, "broker.session", { ...SESSION, grace: Number(query.get("grace")) });
     socket.on("message", (data, binary) => {
       const message = binary ? data : JSON.parse(data);
       said.push(message);
@@ -63,6 +67,12 @@ async function stub(answer = () => {}) {
     server.close();
   };
   return { url: `http://127.0.0.1:${server.address().port}`, said, server, close };
+}
+
+const SESSION = { id: "a-b", secret: "xyz", resumed: false, received: 0, cut: 0 };
+
+function tell(socket, method, params, meta) {
+  socket.send(JSON.stringify({ jsonrpc: "2.0", method, params, meta }));
 }
 
 function bytes(length) {
@@ -221,7 +231,6 @@ export async function what_a_worker_throws_is_a_remote_error() {
       const value = {};
       return Object.assign(value, { value });
     },
-    large: () => new Uint8Array(17 << 20),
   });
   const error = await fails(caller.call("lab/throws"), broker.RemoteError, {
     outcome: "worker_error", code: -32000, type: "TypeError", endpoint: "lab", method: "throws",
@@ -232,7 +241,7 @@ export async function what_a_worker_throws_is_a_remote_error() {
   assert.equal(error.message, `lab/throws: worker_error: TypeError: no light ${facts}. The worker's log says more.`);
   await fails(caller.call("lab/rejects"), broker.RemoteError, { detail: "just text" });
   await fails(caller.call("lab/faults"), broker.RemoteError, { code: 17, data: { celsius: 40 }, retryable: true });
-  for (const method of ["big", "nan", "around", "large"]) await fails(caller.call(`lab/${method}`), broker.RemoteError);
+  for (const method of ["big", "nan", "around"]) await fails(caller.call(`lab/${method}`), broker.RemoteError);
   close();
 }
 
@@ -274,9 +283,20 @@ export async function what_cannot_be_sent_is_refused_here() {
   for (const timeout of [0, -1, NaN, Infinity, "x"]) {
     await fails(caller.call("lab/read", {}, { timeout }), broker.InvalidRequest);
   }
-  await fails(caller.call("lab/read", {}, { retries: 2 }), broker.InvalidRequest);
-  await fails(caller.call("lab/read", { data: new Uint8Array(16 << 20) }), broker.TooLarge);
-  await fails(caller.call("lab/read", { text: "€".repeat(6 << 20) }), broker.TooLarge);
+  for (const options of [
+    { retries: 2 }, { idle: 0 }, { parts: 5 }, { parts: "text" }, { parts: bytes(3) }, { parts: {} }, { onProgress: 5 },
+    { key: "k", parts: [] }, { stream: true }, { priority: 10 }, { key: "" },
+  ]) {
+    await fails(caller.call("lab/read", {}, options), broker.InvalidRequest);
+  }
+  for (const options of [{ key: "k" }, { timout: 5 }, { timeout: 0 }, { parts: 5 }]) {
+    assert.throws(() => caller.stream("lab/read", {}, options), broker.InvalidRequest);
+  }
+  for (const grace of [-1, Infinity, "x"]) await fails(connect(url, { token, grace }), broker.InvalidRequest);
+  for (const large of [{ data: new Uint8Array(16 << 20) }, { text: "€".repeat(6 << 20) }]) {
+    await fails(caller.call("lab/read", large, { key: "k" }), broker.TooLarge);
+    assert.throws(() => caller.notify("lab/read", large), broker.TooLarge);
+  }
   assert.equal(await caller.call("lab/read"), 1);
   close();
 }
@@ -450,6 +470,37 @@ export async function missed_broadcasts_are_counted() {
   close();
 }
 
+export async function what_is_kept_is_asked_for_since_the_last() {
+  let [socket, epoch, seq] = [null, "n1", 7];
+  const { url: there, said, close } = await stub((from, { id, method }) => {
+    socket = from;
+    if (method === "broker.subscribe") from.send(JSON.stringify({ jsonrpc: "2.0", id, result: { seq, first: 1, epoch } }));
+  });
+  const client = await connect(there, { token });
+  const heard = [];
+  const news = await client.subscribe("lab", (message) => heard.push([message.seq, message.missed]), { topic: "t", since: 5 });
+  assert.deepEqual([said[0].params, news.epoch], [{ endpoint: "lab", topic: "t", since: 5 }, "n1"]);
+  const publish = (...numbers) => {
+    for (const seq of numbers) tell(socket, "broker.message", { endpoint: "lab", topic: "t", seq, data: seq });
+  };
+  publish(7, 8); // the sixth was not kept
+  await until(() => heard.length === 2, "both are heard");
+  await fails(client.subscribe("lab", { topic: "t", since: 0 }), broker.InvalidRequest);
+  await fails(client.subscribe(null, { since: 0 }), broker.InvalidRequest);
+  socket.terminate();
+  await until(() => said.length === 2, "it is renewed");
+  assert.deepEqual(said[1].params, { endpoint: "lab", topic: "t", since: 8, epoch: "n1" });
+  [epoch, seq] = ["n2", 11];
+  socket.terminate();
+  await until(() => said.length === 3, "it is renewed");
+  await until(() => news.epoch === "n2", "it is told");
+  publish(9, 10); // of another life, counted from its beginning
+  await until(() => heard.length === 4, "they are heard");
+  assert.deepEqual(heard, [[7, 1], [8, 0], [9, 8], [10, 0]]);
+  client.close();
+  close();
+}
+
 export async function a_notification_reaches_a_worker() {
   const got = [];
   const { caller, close } = await pair("lab", { note: (params) => got.push(params) });
@@ -490,15 +541,17 @@ export async function an_endpoint_is_served_once_per_client() {
 
 export async function a_worker_that_stops_finishes_what_it_has() {
   let finish;
-  const { caller, stop, close } = await pair("lab", { slow: () => new Promise((resolve) => (finish = resolve)), quick: () => 1 });
+  const { caller, served, stop, close } = await pair("lab", { slow: () => new Promise((resolve) => (finish = resolve)), quick: () => 1 });
   const call = caller.call("lab/slow");
   await until(() => finish, "it has begun");
+  assert.equal(served.executing, 1);
   const stopping = stop();
   await until(async () => !(await caller.endpoints()).find(({ endpoint }) => endpoint === "lab")?.workers, "it takes no more");
   await fails(caller.call("lab/quick"), broker.NoWorker);
   finish("done");
   assert.equal(await call, "done");
   await stopping;
+  assert.equal(served.executing, 0);
   await stop();
   close();
 }
@@ -602,13 +655,13 @@ export async function after_a_crash_everything_comes_back() {
   const again = caller.call("lab/second", {}, { idempotent: true, wait: true });
   await until(() => runs === 1, "the worker has it");
   await please("kill");
-  await hanging;
-  await until(() => aborted === 1, "what ran for nobody is told");
   await until(() => caller.state === "connecting", "the caller noticed");
   const waiting = caller.call("lab/read", {}, { timeout: 25, wait: true });
   await please("start");
   assert.equal(await again, 2);
   assert.equal(await waiting, "here");
+  await hanging; // the broker knows nothing of the session any more
+  await until(() => aborted === 1, "what ran for nobody is told");
   await caller.publish("lab", "after", { topic: "t" });
   await until(() => heard.length === 1, "the subscription is renewed");
   assert.deepEqual(states, ["connected", "connecting", ...states.slice(2, -1), "connected"]);
@@ -701,6 +754,665 @@ export async function a_close_that_means_stay_away_is_final() {
   assert.equal(client.state, "closed");
   assert.equal(opened, 1);
   close();
+}
+
+// ------------------------------------------------------------ streams, progress, values of any size
+
+export async function a_method_that_yields_streams() {
+  const { caller, close } = await pair("rows", {
+    async *later({ count }) {
+      for (let n = 0; n < count; n += 1) yield { n };
+      return "all";
+    },
+    *now(params) {
+      yield* params;
+    },
+    plain: () => [1, 2],
+    *nothing() {},
+  });
+  const stream = caller.stream("rows/later", { count: 1000 }, { timing: true });
+  assert.throws(() => stream.result, /after its last item/);
+  assert.equal(stream.timing, null);
+  const seen = [];
+  for await (const { n } of stream) seen.push(n);
+  assert.deepEqual(seen, Array.from({ length: 1000 }, (_, n) => n));
+  assert.equal(stream.result, "all");
+  assert.ok(stream.timing.first_part_ms <= stream.timing.ended_ms);
+  assert.deepEqual(await stream.next(), { value: undefined, done: true });
+  // A call gathers: what is returned beside the items is one more.
+  assert.deepEqual(await caller.call("rows/now", [1, null, "x"]), [1, null, "x"]);
+  assert.deepEqual(await caller.call("rows/later", { count: 2 }), [{ n: 0 }, { n: 1 }, "all"]);
+  assert.deepEqual(await caller.call("rows/nothing"), null);
+  const plain = caller.stream("rows/plain");
+  assert.deepEqual(await plain.next(), { value: undefined, done: true });
+  assert.deepEqual(plain.result, [1, 2]);
+  const bits = [];
+  for await (const bit of caller.stream("rows/now", [bytes(5), { deep: new Float32Array(3) }, "ü"])) bits.push(bit);
+  same(bits[0], bytes(5));
+  assert.deepEqual([bits[1].deep.data, bits[2]], [new Float32Array(3), "ü"]);
+  close();
+}
+
+export async function a_reader_that_stalls_stops_the_worker() {
+  let yielded = 0;
+  const { caller, worker, close } = await pair("rows", {
+    *many() {
+      for (; yielded < 500; yielded += 1) yield yielded;
+    },
+  });
+  const stream = caller.stream("rows/many");
+  assert.equal((await stream.next()).value, 0);
+  for (let turn = 0; turn < 5; turn += 1) await Promise.all([caller.ping(), worker.ping()]);
+  const stood = yielded;
+  assert.ok(stood > 4 && stood <= 30, `${stood}`);
+  let read = 1;
+  for await (const n of stream) assert.equal(n, read++);
+  assert.equal(read, 500);
+  close();
+}
+
+export async function leaving_a_stream_cancels_it_at_the_worker() {
+  const seen = [];
+  const { caller, close } = await pair("rows", {
+    async *endless(params, { signal }) {
+      signal.addEventListener("abort", () => seen.push("aborted"));
+      try {
+        for (let n = 0; ; n += 1) yield n;
+      } finally {
+        seen.push("closed");
+      }
+    },
+  });
+  const controller = new AbortController();
+  for (const leave of [(stream) => stream.close(), (stream) => stream.return(), () => controller.abort("enough")]) {
+    const stream = caller.stream("rows/endless", null, { signal: controller.signal });
+    assert.equal((await stream.next()).value, 0);
+    await leave(stream);
+    await until(() => seen.length === 2, "the worker is told");
+    assert.deepEqual(seen.splice(0).sort(), ["aborted", "closed"]);
+    const drained = (async () => { for await (const n of stream) assert.ok(n < 20); })();
+    await fails(drained, broker.Cancelled); // half a stream does not pass for a whole one
+    assert.throws(() => stream.result);
+  }
+  for await (const n of caller.stream("rows/endless")) if (n === 3) break;
+  await until(() => seen.length === 2, "the worker is told");
+  const { executing } = await caller.describe("rows");
+  assert.equal(executing, 0);
+  close();
+}
+
+export async function an_error_comes_after_the_items_before_it() {
+  const { caller, close } = await pair("rows", {
+    async *fails() {
+      yield 1;
+      yield 2;
+      throw new RangeError("no more");
+    },
+    *unfit() {
+      yield 1;
+      yield 10n;
+    },
+  });
+  for (const [method, type, expected] of [["fails", "RangeError", [1, 2]], ["unfit", "InvalidRequest", [1]]]) {
+    const seen = [];
+    const reading = (async () => { for await (const n of caller.stream(`rows/${method}`)) seen.push(n); })();
+    await fails(reading, broker.RemoteError, { type, method });
+    assert.deepEqual(seen, expected);
+    await fails(caller.call(`rows/${method}`), broker.RemoteError, { type });
+  }
+  await fails(caller.stream("rows/none").next(), broker.NoMethod);
+  await fails(caller.stream("rows/fails", null, { signal: AbortSignal.abort() }).next(), broker.Cancelled);
+  const gone = await connect(url, { token });
+  gone.close();
+  await fails(gone.stream("rows/fails").next(), broker.ConnectionLost);
+  close();
+}
+
+export async function parts_are_sent_as_the_worker_takes_them() {
+  const { caller, close } = await pair("sums", {
+    async sum(params, request) {
+      let sum = 0;
+      for await (const n of request.parts()) sum += n;
+      return { sum, has: request.hasParts };
+    },
+    async *doubles({ from }, request) {
+      for await (const n of request.parts()) yield from + 2 * n;
+    },
+    async first(params, request) {
+      for await (const n of request.parts()) return n;
+      return "none";
+    },
+  });
+  const numbers = async function* (length) {
+    for (let n = 0; n < length; n += 1) yield n;
+  };
+  assert.deepEqual(await caller.call("sums/sum", null, { parts: numbers(500) }), { sum: 124750, has: true });
+  assert.deepEqual(await caller.call("sums/sum", null, { parts: new Set([1, 2]) }), { sum: 3, has: true });
+  assert.deepEqual(await caller.call("sums/sum", null, { parts: [] }), { sum: 0, has: true });
+  assert.deepEqual(await caller.call("sums/sum", null), { sum: 0, has: false });
+  const seen = [];
+  for await (const n of caller.stream("sums/doubles", { from: 1 }, { parts: numbers(100) })) seen.push(n);
+  assert.deepEqual(seen, Array.from({ length: 100 }, (_, n) => 1 + 2 * n));
+  for await (const result of caller.map("sums/sum", [null, null], { parts: [4, 5] })) assert.equal(result.sum, 9);
+  await fails(caller.map("sums/sum", [null, null], { parts: numbers(3) }).next(), broker.InvalidRequest);
+  // What the worker does not take is not asked for, and who gives it is told the end.
+  let [given, closed] = [0, false];
+  const watched = async function* () {
+    try {
+      for (; given < 1000; given += 1) yield given;
+    } finally {
+      closed = true;
+    }
+  };
+  assert.equal(await caller.call("sums/first", null, { parts: watched() }), 0);
+  await until(() => closed, "the generator is closed");
+  assert.ok(given < 20, `${given}`);
+  close();
+}
+
+export async function parts_that_fail_take_the_call_back() {
+  const seen = [];
+  const { caller, close } = await pair("sums", {
+    async count(params, request) {
+      request.signal.addEventListener("abort", () => seen.push("aborted"));
+      try {
+        for await (const n of request.parts()) seen.push(n);
+      } catch (error) {
+        seen.push(error.name);
+      }
+    },
+  });
+  const failing = async function* () {
+    yield 1;
+    await until(() => seen.length, "the first is there");
+    throw new SyntaxError("mine");
+  };
+  await assert.rejects(caller.call("sums/count", null, { parts: failing() }), SyntaxError);
+  await until(() => seen.length === 3, "the worker is told");
+  assert.deepEqual(seen.splice(0), [1, "aborted", "Cancelled"]);
+  await fails(caller.call("sums/count", null, { parts: [10n] }), broker.InvalidRequest);
+  await fails(caller.stream("sums/count", null, { parts: [NaN] }).next(), broker.InvalidRequest);
+  close();
+}
+
+export async function values_of_any_size_arrive_whole() {
+  const large = bytes(20 << 20);
+  const text = "€".repeat(6 << 20);
+  const { caller, close } = await pair("echo", {
+    echo: (params) => params,
+    async *items(params, request) {
+      for await (const item of request.parts()) yield item;
+      return params;
+    },
+    size: ({ data }, request) => [data.byteLength, request.hasParts],
+    length: ({ text }) => text.length,
+  });
+  const back = await caller.call("echo/echo", { data: large, more: [new Float32Array(2), large.subarray(0, 9)], text: "ü" });
+  same(back.data, large);
+  assert.deepEqual([back.more[0].data, back.text], [new Float32Array(2), "ü"]);
+  same(back.more[1], large.subarray(0, 9));
+  assert.equal((await caller.call("echo/length", { text })), text.length);
+  assert.deepEqual(await caller.call("echo/size", { data: large }), [20 << 20, true]);
+  // Items and params of any size at once, in both directions.
+  const given = [1, { large: bytes(3 << 20) }, null, bytes(300_000), "end"];
+  const stream = caller.stream("echo/items", { data: large }, { parts: given });
+  const items = [];
+  for await (const item of stream) items.push(item);
+  assert.deepEqual([items[0], items[2], items[4], items.length], [1, null, "end", 5]);
+  same(items[1].large, given[1].large);
+  same(items[3], given[3]);
+  same(stream.result.data, large);
+  const gathered = await caller.call("echo/items", { data: bytes(9) }, { parts: given });
+  assert.equal(gathered.length, 6);
+  same(gathered[3], given[3]);
+  same(gathered[5].data, bytes(9));
+  close();
+}
+
+export async function progress_is_told_as_it_comes() {
+  let hold;
+  const { caller, close } = await pair("scan", {
+    async scan(params, request) {
+      request.progress(1, 10, "first");
+      for (let n = 2; n < 1000; n += 1) request.progress(n);
+      await new Promise((resolve) => (hold = resolve));
+      request.progress(1000, 1000);
+      return "done";
+    },
+    wrong: (params, request) => request.progress("5"),
+  });
+  const told = [];
+  const call = caller.call("scan/scan", null, { onProgress: (...given) => told.push(given) });
+  await until(() => told.length === 2, "the first and the latest have come");
+  assert.deepEqual(told, [[1, 10, "first"], [999, null, null]]);
+  hold();
+  assert.equal(await call, "done");
+  assert.deepEqual(told.slice(2), [[1000, 1000, null]]); // the last always comes, before the answer
+  const stream = caller.stream("scan/scan", null, { onProgress: () => { hold?.(); throw new Error("mine alone"); } });
+  const complaints = [];
+  console.error = (error) => complaints.push(error.message);
+  await stream.next();
+  assert.equal(stream.result, "done");
+  assert.ok(complaints.length && complaints.every((text) => text === "mine alone"));
+  await fails(caller.call("scan/wrong"), broker.RemoteError, { type: "TypeError" });
+  close();
+}
+
+export async function a_stream_that_stands_still_ends() {
+  const { caller, close } = await pair("rows", {
+    async *stuck(params, { signal }) {
+      yield 1;
+      await new Promise((resolve) => signal.addEventListener("abort", resolve));
+    },
+  });
+  const stream = caller.stream("rows/stuck", null, { idle: 0.3 });
+  assert.equal((await stream.next()).value, 1);
+  await fails(stream.next(), broker.DeadlineExceeded);
+  await fails(caller.call("rows/stuck", null, { timeout: 0.3 }), broker.DeadlineExceeded);
+  close();
+}
+
+export async function a_key_makes_repeats_one_request() {
+  let runs = 0;
+  const { caller, close } = await pair("lab", { expose: () => (runs += 1) });
+  const key = `${Math.random()}`;
+  const call = () => caller.call("lab/expose", { ms: 5 }, { key, priority: 9, group: "g" });
+  assert.deepEqual(await Promise.all([call(), call()]), [1, 1]);
+  assert.deepEqual([await call(), runs], [1, 1]);
+  await fails(caller.call("lab/expose", { ms: 6 }, { key }), broker.KeyConflict);
+  close();
+}
+
+// ------------------------------------------------------------ streams, word by word
+
+/** Whoever has this answered has been heard, and all before it. */
+function echo(socket, { id, method }) {
+  if (method === "lab/echo") socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: null }));
+}
+
+/** What was said to the stub, by method. */
+function saidOf(said, method) {
+  return said.filter((message) => message.method === method).map(({ params }) => params);
+}
+
+export async function credit_follows_the_reader() {
+  let socket;
+  const { url: there, said, close } = await stub((...given) => ([socket] = given) && echo(...given));
+  const client = await connect(there, { token });
+  const stream = client.stream("lab/rows");
+  await until(() => said.length === 1, "it is asked");
+  assert.equal(said[0].meta.timeout, undefined); // while something flows it may go on
+  const part = (seq, data, more) => tell(socket, "$/part", { id: said[0].id, seq, data, more });
+  const large = "x".repeat(250_000);
+  for (let seq = 0; seq < 4; seq += 1) part(seq, [seq, large]);
+  await client.call("lab/echo");
+  assert.deepEqual(saidOf(said, "$/credit"), []); // nothing has been read
+  for (const expected of [0, 1, 2, 3]) assert.equal((await stream.next()).value[0], expected);
+  await until(() => saidOf(said, "$/credit").length === 1, "what was read is granted anew");
+  assert.deepEqual(saidOf(said, "$/credit"), [{ id: said[0].id, upto: 9 }]);
+  part(1, "again"); // came before
+  part(4, ["new", large]);
+  assert.equal((await stream.next()).value[0], "new");
+  await until(() => saidOf(said, "$/credit").length === 2, "and again");
+  assert.deepEqual(saidOf(said, "$/credit")[1].upto, 13);
+  // Of small ones more may come.
+  const small = client.stream("lab/rows");
+  await until(() => said.at(-1).method === "lab/rows", "it is asked");
+  const smallId = said.at(-1).id;
+  for (let seq = 0; seq < 16; seq += 1) {
+    tell(socket, "$/part", { id: smallId, seq, data: seq });
+    assert.equal((await small.next()).value, seq);
+  }
+  await until(() => saidOf(said, "$/credit").at(-1).upto >= 16 + 12, "a wider window");
+  assert.ok(saidOf(said, "$/credit").at(-1).upto <= 16 + 24);
+  // Who gathers takes each at once, without reading.
+  const call = client.call("lab/rows");
+  await until(() => said.at(-1).method === "lab/rows", "it is asked");
+  const { id } = said.at(-1);
+  for (let seq = 0; seq < 4; seq += 1) tell(socket, "$/part", { id, seq, data: seq });
+  await until(() => said.at(-1).params?.id === id, "credit comes");
+  assert.deepEqual(said.at(-1).params, { id, upto: 9 });
+  socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: null }));
+  assert.deepEqual(await call, [0, 1, 2, 3]);
+  client.close();
+  close();
+}
+
+export async function parts_go_as_far_as_there_is_credit() {
+  let socket;
+  const { url: there, said, close } = await stub((...given) => ([socket] = given) && echo(...given));
+  const client = await connect(there, { token, timeout: 20 });
+  const numbers = function* () {
+    for (let n = 0; n < 7; n += 1) yield n;
+  };
+  const call = client.call("lab/sum", { from: 1 }, { parts: numbers() });
+  await until(() => saidOf(said, "$/part").length === 4, "what needs no credit is sent");
+  const [{ id, meta }] = said;
+  assert.deepEqual(meta, { stream: "both" });
+  const grant = (upto) => tell(socket, "$/credit", { id, upto });
+  const steps = [[6, 6], [2, 6], ["9", 6], [undefined, 6], [8, 8]];
+  for (const [upto, expected] of steps) {
+    grant(upto);
+    tell(socket, "$/credit", { id: 12345, upto: 99 });
+    await until(() => saidOf(said, "$/part").length >= expected, `${expected} are sent`);
+    await client.call("lab/echo");
+    assert.equal(saidOf(said, "$/part").length, expected);
+  }
+  assert.deepEqual(saidOf(said, "$/part").at(-1), { id, seq: 7, last: true });
+  assert.deepEqual(saidOf(said, "$/part").map(({ seq, data }) => [seq, data])[6], [6, 6]);
+  socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: 21 }));
+  assert.equal(await call, 21);
+  client.close();
+  close();
+}
+
+export async function parts_that_do_not_fit_end_the_call() {
+  const piece = (id, seq, data) => {
+    const text = JSON.stringify({ jsonrpc: "2.0", method: "$/part", params: { id, seq, more: true, data: { $buffer: 0 } } });
+    return framed(text, data);
+  };
+  const layout = framed('{"a":1}');
+  const mark = (size, crc32) => ({ $joined: { bytes: size, crc32 } });
+  const good = { bytes: layout.length, crc32: crc32(layout) };
+  const cases = {
+    gap: (id, part) => [part({ seq: 0 }), part({ seq: 2 })],
+    beyond: (id, part) => [0, 1, 2, 3, 4].map((seq) => part({ seq })),
+    bare: (id, part) => [part({ seq: 0, more: true, data: { $buffer: 0 } })],
+    short: (id, part) => [piece(id, 0, layout), part({ seq: 1, data: mark(good.bytes + 1, good.crc32) })],
+    damaged: (id, part) => [piece(id, 0, layout), part({ seq: 1, data: mark(good.bytes, good.crc32 ^ 1) })],
+    open: (id, part) => [piece(id, 0, layout), part({ seq: 1, data: 5 })],
+    reply: (id) => [piece(id, 0, layout), JSON.stringify({ jsonrpc: "2.0", id, result: mark(good.bytes, 1) })],
+    layout: (id, part) => [piece(id, 0, bytes(12)), part({ seq: 1, data: mark(12, crc32(bytes(12))) })],
+    whole: (id) => [piece(id, 0, layout), JSON.stringify({ jsonrpc: "2.0", id, result: { $joined: good } })],
+  };
+  const { url: there, said, close } = await stub((socket, { id, method }) => {
+    const part = (params) => JSON.stringify({ jsonrpc: "2.0", method: "$/part", params: { id, data: 1, ...params } });
+    for (const message of cases[method.split("/")[1]]?.(id, part) ?? []) socket.send(message);
+  });
+  const client = await connect(there, { token });
+  assert.deepEqual(await client.call("lab/whole"), { a: 1 }); // so the others fail for what is wrong with them
+  for (const name of Object.keys(cases).slice(0, -1)) {
+    const read = name === "beyond" ? client.stream(`lab/${name}`) : client.call(`lab/${name}`);
+    const ended = name === "beyond" ? (async () => { for await (const n of read) assert.equal(n, 1); })() : read;
+    const { message } = await fails(ended, broker.BadReply, { method: name });
+    assert.match(message, /the reply cannot be read: .+/);
+    if (name === "reply") continue; // it had ended
+    await until(() => said.at(-1).method === "$/cancelRequest", "the broker is told");
+  }
+  client.close();
+  close();
+}
+
+function framed(text, ...attachments) {
+  const head = Buffer.alloc(4 * (attachments.length + 2));
+  const parts = [Buffer.from(text), ...attachments];
+  head.writeUInt32BE(parts.length);
+  let at = head.length;
+  parts.forEach((part, index) => {
+    head.writeUInt32BE(at, 4 * (index + 1));
+    at += part.length;
+  });
+  return Buffer.concat([head, ...parts]);
+}
+
+// ------------------------------------------------------------ going on with a session
+
+export async function what_came_is_acknowledged() {
+  let socket;
+  const { url: there, said, close } = await stub((...given) => ([socket] = given));
+  const client = await connect(there, { token });
+  const heard = [];
+  await client.subscribe(null, ({ data }) => heard.push(data));
+  client.notify("lab/note");
+  await until(() => said.length === 1, "it is there");
+  const publish = (n, data) => tell(socket, "broker.message", { data }, { n });
+  for (let n = 1; n <= 31; n += 1) publish(n, n);
+  publish(31, "again");
+  await until(() => heard.length === 31, "all are heard once");
+  assert.deepEqual(saidOf(said, "$/ack"), []);
+  publish(32, 32);
+  await until(() => saidOf(said, "$/ack").length === 1, "it is time to acknowledge");
+  publish(40, "x".repeat(1 << 20)); // some between were cut
+  await until(() => saidOf(said, "$/ack").length === 2, "much has come");
+  assert.deepEqual(saidOf(said, "$/ack"), [{ n: 32 }, { n: 40 }]);
+  assert.ok(!heard.includes("again"));
+  client.close();
+  close();
+}
+
+/** A stub that counts as the broker does, and can be cut off; `links` are the connections it had. */
+async function resumable(answer = () => {}, received = () => 0) {
+  const links = [];
+  const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "jsonrpc" });
+  await new Promise((resolve) => server.on("listening", resolve));
+  server.on("connection", (socket, request) => {
+    const [, resume] = /resume\.([\w.-]+)/.exec(request.headers["sec-websocket-protocol"]) ?? [];
+    const query = new URL(request.url, "http://stub").searchParams;
+    const link = { socket, resume, received: query.get("received"), grace: query.get("grace"), said: [] };
+    links.push(link);
+    socket.on("message", (data, binary) => {
+      link.said.push(binary ? data : JSON.parse(data));
+      answer(link, link.said.at(-1));
+    });
+    const told = resume ? received(links) : null;
+    tell(socket, "broker.session", { ...SESSION, grace: 9, resumed: told !== null, received: told ?? 0 });
+  });
+  const close = () => {
+    for (const socket of server.clients) socket.terminate();
+    server.close();
+  };
+  return { url: `http://127.0.0.1:${server.address().port}`, links, server, close };
+}
+
+export async function a_session_goes_on_over_another_connection() {
+  const { url: there, links, close } = await resumable(() => {}, () => 2);
+  const states = [];
+  const client = await connect(there, { token, grace: 9, onState: (state) => states.push(state) });
+  const [one, two, three] = ["one", "two", "three"].map((method) => client.call(`lab/${method}`));
+  await until(() => links[0].said.length === 3, "they are there");
+  links[0].socket.send(JSON.stringify({ jsonrpc: "2.0", id: links[0].said[0].id, result: 1, meta: { n: 1 } }));
+  assert.equal(await one, 1);
+  links[0].socket.terminate();
+  await until(() => client.state === "connecting", "it noticed");
+  const given = fails(two, broker.Cancelled);
+  client.cancel(two); // told when there is a connection again
+  const four = client.call("lab/four");
+  await until(() => links[1]?.said.length === 3, "it goes on");
+  assert.deepEqual([links[0].resume, links[0].received, links[0].grace], [undefined, null, "9"]);
+  assert.deepEqual([links[1].resume, links[1].received, links[1].grace], ["a-b.xyz", "1", "9"]);
+  // Two had arrived: the third is sent again as it was, then what came meanwhile.
+  const [third, cancel, fourth] = links[1].said;
+  assert.deepEqual(third, links[0].said[2]);
+  assert.deepEqual([cancel.method, cancel.params.id], ["$/cancelRequest", links[0].said[1].id]);
+  assert.equal(fourth.method, "lab/four");
+  const { socket } = links[1];
+  for (const [id, n] of [[links[0].said[0].id, 1], [third.id, 2], [fourth.id, 3]]) {
+    socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: n, meta: { n } }));
+  }
+  assert.deepEqual(await Promise.all([three, four]), [2, 3]);
+  await given;
+  assert.deepEqual(states, ["connected", "connecting", "connected"]);
+  // What is acknowledged is not sent again.
+  tell(socket, "$/ack", { n: 4 });
+  tell(socket, "$/ack", { n: 99 });
+  client.notify("lab/five");
+  await until(() => links[1].said.length === 4, "it is there");
+  socket.terminate();
+  await until(() => links[2]?.said.length === 2, "it goes on");
+  assert.deepEqual(links[2].said.map(({ method }) => method), ["lab/four", "lab/five"]);
+  client.close();
+  close();
+}
+
+export async function a_session_that_is_gone_ends_what_may_not_run_twice() {
+  const { url: there, links, close } = await resumable((link, { id, method }) => {
+    if (links.length === 2) link.socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: method }));
+  }, () => null);
+  const client = await connect(there, { token });
+  const lost = fails(client.call("lab/once"), broker.ConnectionLost, { mayHaveExecuted: true });
+  const again = client.call("lab/again", null, { idempotent: true });
+  const half = client.stream("lab/half", null, { idempotent: true });
+  const sent = fails(client.call("lab/parts", null, { idempotent: true, parts: [1] }), broker.ConnectionLost);
+  await until(() => links[0].said.length === 6, "they are there");
+  const { id } = links[0].said.find(({ method }) => method === "lab/half");
+  tell(links[0].socket, "$/part", { id, seq: 0, data: 1 }, { n: 1 });
+  assert.equal((await half.next()).value, 1);
+  links[0].socket.terminate();
+  await lost;
+  await fails(half.next(), broker.ConnectionLost); // some of it has been seen
+  await sent;
+  assert.equal(await again, "lab/again");
+  assert.deepEqual([links[1].resume, links[1].received], ["a-b.xyz", "1"]);
+  assert.deepEqual(links[1].said.map(({ method }) => method), ["lab/again"]);
+  client.close();
+  close();
+}
+
+export async function a_session_ends_with_its_grace() {
+  const { url: there, server, close } = await stub((socket) => socket.terminate());
+  const client = await connect(there, { token, grace: 0.2 });
+  const call = fails(client.call("lab/read", null, { timeout: null }), broker.ConnectionLost, { mayHaveExecuted: true });
+  server.close();
+  await until(() => client.state === "connecting", "it noticed");
+  const unsent = fails(client.call("lab/read"), broker.ConnectionLost, { mayHaveExecuted: false });
+  await call;
+  assert.equal(client.state, "connecting"); // what was never sent waits on
+  client.close();
+  await unsent;
+  close();
+}
+
+export async function what_comes_before_the_session_is_ignored() {
+  const server = new WebSocketServer({ port: 0, host: "127.0.0.1" });
+  await new Promise((resolve) => server.on("listening", resolve));
+  server.on("connection", (socket) => {
+    tell(socket, "broker.message", { data: "early" });
+    tell(socket, "broker.session", { ...SESSION, grace: 30 });
+    tell(socket, "broker.session", { ...SESSION, id: "other", grace: 30 });
+    tell(socket, "broker.message", { data: "in time" }, { n: 1 });
+    socket.on("message", () => socket.terminate());
+  });
+  const client = await connect(`http://127.0.0.1:${server.address().port}`, { token });
+  assert.ok(client.isConnected);
+  client.close();
+  for (const socket of server.clients) socket.terminate();
+  server.close();
+}
+
+export async function a_session_that_is_not_let_in_again_is_given_up() {
+  let refused = 0;
+  Math.random = () => 0; // back at once
+  const { url: there, server, links, close } = await resumable((link, { id }) => {
+    if (links.length === 2) link.socket.send(JSON.stringify({ jsonrpc: "2.0", id, result: "here" }));
+    else link.socket.terminate();
+  });
+  server.shouldHandle = ({ headers }) => !headers["sec-websocket-protocol"].includes("resume.") || !(refused += 1);
+  const client = await connect(there, { ticket: () => "good" });
+  assert.equal(await client.call("lab/read", null, { idempotent: true }), "here");
+  assert.deepEqual([refused, links[1].resume], [3, undefined]);
+  client.close();
+  close();
+}
+
+export async function a_message_that_breaks_every_connection_is_given_up() {
+  const { url: there, links, close } = await resumable((link) => link.socket.terminate());
+  const client = await connect(there, { token });
+  Math.random = () => 0; // back at once
+  await fails(client.call("lab/read", null, { timeout: 25 }), broker.ConnectionLost, { mayHaveExecuted: true });
+  assert.equal(links.filter(({ resume }) => resume).length, 5);
+  assert.equal(links.at(-1).resume, undefined);
+  client.close();
+  close();
+}
+
+/** A way to a broker that can be cut: `cut` breaks all connections, `limit` lets each through that many bytes only. */
+async function proxyTo(target) {
+  const { port, hostname } = new URL(target);
+  const proxy = { passed: 0, links: 0, limit: Infinity };
+  const open = new Set();
+  const server = createTcpServer((near) => {
+    const far = createTcpConnection(Number(port), hostname);
+    proxy.links += 1;
+    let [left, ended] = [proxy.limit, false];
+    const end = () => {
+      ended = true;
+      open.delete(end);
+      near.destroy();
+      far.destroy();
+    };
+    open.add(end);
+    // The broker answers to its own name only.
+    near.once("data", (data) => far.write(data.toString("latin1").replace(/^host: .*$/im, `Host: ${hostname}:${port}`), "latin1"));
+    let first = true;
+    for (const [from, to] of [[near, far], [far, near]]) {
+      from.on("data", (data) => {
+        if (ended) return;
+        if (from === near && first) {
+          first = false;
+          return;
+        }
+        left -= data.length;
+        proxy.passed += data.length;
+        to.write(left < 0 ? data.subarray(0, data.length + left) : data, left < 0 ? end : undefined);
+        ended ||= left < 0;
+      });
+      from.on("close", end);
+      from.on("error", end);
+    }
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  proxy.url = `http://127.0.0.1:${server.address().port}`;
+  proxy.cut = () => [...open].forEach((end) => end());
+  proxy.close = () => server.close(proxy.cut());
+  return proxy;
+}
+
+export async function every_item_comes_once_over_links_that_break() {
+  const proxy = await proxyTo(url);
+  proxy.limit = 200_000; // each connection breaks in the midst of something
+  const worker = await connect(proxy.url, { token });
+  const caller = await connect(proxy.url, { token, timeout: null });
+  Math.random = () => 0; // back at once
+  let runs = 0;
+  const sums = [];
+  await worker.serve("cut", {
+    async *rows({ count }) {
+      runs += 1;
+      for (let n = 0; n < count; n += 1) yield { n, data: bytes(500) };
+      return "all";
+    },
+    async sum(params, request) {
+      for await (const { n } of request.parts()) sums.push(n);
+      return sums.length;
+    },
+    large: () => bytes(20 << 20),
+  });
+  const heard = [];
+  await caller.subscribe("cut", ({ data, missed }) => heard.push([data, missed]), { topic: "news" });
+  const stream = caller.stream("cut/rows", { count: 1000 });
+  let count = 0;
+  for await (const { n, data } of stream) {
+    assert.equal(n, count++);
+    same(data, bytes(500));
+    if (n % 100 === 0) await caller.publish("cut", n, { topic: "news" });
+  }
+  assert.deepEqual([count, stream.result, runs], [1000, "all", 1]);
+  const parts = function* () {
+    for (let n = 0; n < 1000; n += 1) yield { n, data: bytes(500) };
+  };
+  assert.equal(await caller.call("cut/sum", null, { parts: parts() }), 1000);
+  assert.deepEqual(sums, Array.from({ length: 1000 }, (_, n) => n));
+  proxy.limit = 2_000_000;
+  proxy.cut();
+  same(await caller.call("cut/large"), bytes(20 << 20));
+  const numbers = Array.from({ length: 1000 }, (_, n) => n);
+  assert.deepEqual(await Promise.all(numbers.map((n) => caller.call("cut/sum", null, { parts: [{ n }] }).then(() => n))), numbers);
+  await until(() => heard.length === 10, "all broadcasts are heard");
+  assert.deepEqual(heard, Array.from({ length: 10 }, (_, n) => [100 * n, 0]));
+  assert.ok(proxy.links > 10, `${proxy.links}`);
+  caller.close();
+  worker.close();
+  proxy.close();
 }
 
 // ------------------------------------------------------------ credentials and addresses
@@ -820,6 +1532,16 @@ export async function calls_a_python_worker() {
     ],
   );
   assert.equal(await client.call("python/same", { arrays }), true);
+  const large = bytes(20 << 20);
+  same((await client.call("python/echo", { data: large, text: "ü" })).data, large);
+  const told = [];
+  const stream = client.stream("python/scaled", { by: 3 }, {
+    parts: [1, bytes(1 << 20), [2]], onProgress: (...given) => told.push(given),
+  });
+  const items = [];
+  for await (const item of stream) items.push(item);
+  assert.deepEqual([items[0], items[1].byteLength, items[2], stream.result], [3, 3 << 20, [2, 2, 2], null]);
+  assert.deepEqual(told.at(-1), [3, null, "scaled"]);
   client.close();
 }
 
@@ -829,6 +1551,14 @@ export async function serves_python_callers() {
     echo: ({ data, text }) => ({ data, text, length: data.byteLength }),
     negative: ({ image }) => new broker.NdArray(image.data.map((value) => -value), image.shape),
     ramp: ({ length }) => Float32Array.from({ length }, (_, n) => n / 2),
+    async *scaled({ by }, request) {
+      let count = 0;
+      for await (const item of request.parts()) {
+        yield item instanceof ArrayBuffer ? item.byteLength * by : item * by;
+        request.progress((count += 1), null, "scaled");
+      }
+      return count;
+    },
   });
   await please("call");
   client.close();
@@ -851,13 +1581,28 @@ export async function names_are_listed() {
     Client: membersOf(client),
     Worker: membersOf(worker),
     Subscription: membersOf(subscription),
+    Stream: membersOf(client.stream("broker.ping")),
     Message: Object.keys(await subscription.get(20)),
     ServedRequest: await client.call("names/about"),
     BrokerError: membersOf(new broker.BrokerError()),
     NdArray: membersOf(new broker.NdArray(new Uint8Array(0))),
   };
+  const { errorOf } = await import(new URL("../../broker/admin/web/static/errors.js", import.meta.url));
+  const REPLIES = [
+    { code: -32007, data: { outcome: "shutting_down", dispatched: true, retryable: false } },
+    { code: -32007, data: { outcome: "shutting_down", dispatched: false, retryable: true } },
+    { code: -32005, data: { outcome: "cancelled", cause: "superseded" } },
+    { code: -32005, data: { outcome: "cancelled", cause: "admin" } },
+    { code: -32005, data: { outcome: "cancelled", cause: "caller" } },
+    { code: -32006, data: { outcome: "denied", detail: "alice is no administrator" }, method: "broker.admin.peers" },
+    { code: -32006, data: { outcome: "denied" }, endpoint: "lab", method: "read" },
+  ];
+  const replies = REPLIES.map(({ endpoint = "", method = "read", ...error }) => {
+    const where = { endpoint, method };
+    return { ...where, ...error, text: errorOf({ ...error, message: "so" }, undefined, where, 0.25).message };
+  });
   const texts = errors.map(([name, kind]) => [name, { text: new kind("it is so", { ...facts, data: told }).message, outcome: kind.outcome, advice: kind.advice }]);
-  console.log(JSON.stringify({ classes, errors: Object.fromEntries(texts) }));
+  console.log(JSON.stringify({ classes, replies, errors: Object.fromEntries(texts) }));
   client.close();
 }
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import numpy.typing
 import pytest
 
 from broker import AsyncClient, Worker
+from broker.admin.web.files import MODULES
 from broker.core.errors import KINDS
+from broker.worker import current
 from tests.javascript.harness import HERE, PATIENCE_S, TOKEN, BrokerProcess, npm_packages, tool
 
 SCENARIOS = re.findall(r"^export async function (\w+)", (HERE / "scenarios.mjs").read_text(), re.MULTILINE)
@@ -90,9 +92,16 @@ def test_node_calls_a_python_worker(broker: BrokerProcess) -> None:
         pairs = zip(arrays, sent, strict=True)
         return all(one.dtype == other.dtype and numpy.array_equal(one, other) for one, other in pairs)
 
+    async def scaled(by: int) -> AsyncIterator[object]:
+        done = 0
+        async for item in current().parts():
+            yield item * by
+            done += 1
+        current().progress(done, text="scaled")
+
     async def main() -> None:
         worker = Worker("python", broker.url, TOKEN)
-        for function in (echo, fail, arrays, same):
+        for function in (echo, fail, arrays, same, scaled):
             worker.add(function)
         await worker.start()
         try:
@@ -112,6 +121,14 @@ def test_node_serves_python_callers(broker: BrokerProcess) -> None:
             assert negative.dtype == numpy.dtype("<i2") and numpy.array_equal(negative, -image.astype("<i2"))
             ramp = await client.call("javascript/ramp", {"length": 5})
             assert ramp.dtype == numpy.dtype("<f4") and ramp.tolist() == [0, 0.5, 1, 1.5, 2]
+            large = bytes(range(256)) * (80 << 10)
+            assert (await client.call("javascript/echo", {"data": large, "text": ""}))["data"] == large
+            told: list[object] = []
+            stream = await client.stream(
+                "javascript/scaled", {"by": 3}, parts=[1, large, 2], progress=lambda *given: told.append(given)
+            )
+            assert [item async for item in stream] == [3, 3 * len(large), 6]
+            assert (stream.result, told[-1]) == (3, (3, None, "scaled"))
             return await client.call("javascript/echo", {"data": bytes(range(256)) * 100, "text": "ü"})
 
     answer: Future[object] = Future()
@@ -136,7 +153,7 @@ def test_npm_installs_it_from_the_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout == "function function\n"
     installed = {path.name for path in (tmp_path / "node_modules" / "request-broker-client").iterdir()}
-    assert installed == {"broker.js", "broker.d.ts", "package.json"}
+    assert installed == {"broker.js", "broker.d.ts", "package.json", *MODULES}
 
 
 def test_the_types_are_those_of_the_module() -> None:
@@ -150,7 +167,11 @@ def test_the_types_are_those_of_the_module() -> None:
 
 def test_the_types_name_what_the_module_exports() -> None:
     static = HERE.parent.parent / "broker" / "admin" / "web" / "static"
-    exported = re.compile(r"^export (?:async )?(?:class|function|const) (\w+)", re.MULTILINE)
-    assert set(exported.findall((static / "broker.js").read_text())) == set(
-        exported.findall((static / "broker.d.ts").read_text())
-    )
+    typed = re.findall(r"^export (?:class|function|const) (\w+)", (static / "broker.d.ts").read_text(), re.MULTILINE)
+    script = "import * as module from 'request-broker-client'; console.log(Object.keys(module).join(' '))"
+    npm_packages()
+    done = subprocess.run(
+        [tool("node"), "--input-type=module", "-e", script], cwd=HERE, check=True, capture_output=True, text=True,
+        timeout=50,
+    )  # fmt: skip
+    assert set(done.stdout.split()) == set(typed)

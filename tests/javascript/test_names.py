@@ -12,7 +12,8 @@ import pytest
 
 from broker.client.async_client import AsyncClient, Subscription
 from broker.client.client import Client
-from broker.client.requests import options_for
+from broker.client.requests import all_options
+from broker.client.stream import Stream
 from broker.client.subscription import Message
 from broker.peer import errors
 from broker.peer.values import Array
@@ -28,6 +29,8 @@ ONLY_PYTHON = {
     "Worker.add": "`serve` takes the functions",
     "Worker.add_object": "`serve` takes the functions of an object",
     "Worker.add_fallback": "`serve` takes the functions",
+    "Worker.drain": "an option of `serve`",
+    "Worker(grace)": "that of its client",
     "Worker.methods": "`serve` takes the functions",
     "Worker.run": "`serve` runs it",
     "Worker.start": "`serve` starts it",
@@ -44,6 +47,16 @@ ONLY_PYTHON = {
     "ServedRequest.asked": "for the worker itself",
     "ServedRequest.task": "for the worker itself",
     "ServedRequest.begun": "for the worker itself",
+    "ServedRequest.gate": "for the worker itself",
+    "ServedRequest.incoming": "for the worker itself",
+    "ServedRequest.progress_told": "for the worker itself",
+    "ServedRequest.waiting": "for the worker itself",
+    "Stream.aclose": "`close`, as elsewhere",
+    "call(progress)": "`onProgress`, as callbacks are called here",
+    "map(progress)": "`onProgress`",
+    "map(timing)": "one stream tells its own",
+    "stream(progress)": "`onProgress`",
+    "stream(key)": "refused: what is repeated is one message",
     "Fault(message)": "its first argument",
 }
 ONLY_JAVASCRIPT = {
@@ -56,12 +69,21 @@ ONLY_JAVASCRIPT = {
     "connect.onError": "there is nobody to raise to",
     "map.signal": "a task of Python is cancelled itself",
     "call.signal": "a task of Python is cancelled itself",
+    "stream.signal": "a task of Python is cancelled itself",
+    "map.onProgress": "`progress`",
+    "call.onProgress": "`progress`",
+    "stream.onProgress": "`progress`",
+    "Stream.next": "`anext` of the iterator",
+    "Stream.return": "leaving the loop",
+    "Stream.close": "Stream.aclose",
     "serve.doc": "Python takes the docstring",
     "ServedRequest.signal": "how JavaScript cancels",
     "BrokerError.name": "every Error has its class as its name; Python's is endpoint/method",
     "BrokerError.message": "str(error)",
 }
-CALLBACKS = {"asked", "cancel_asked", "heard", "link_changed", "standing_refused", "gave_up"}
+CALLBACKS = {
+    "asked", "cancel_asked", "heard", "item", "items_ended", "link_changed", "standing_refused", "gave_up",
+}  # fmt: skip
 """public only towards the connection"""
 
 
@@ -98,6 +120,9 @@ def arguments(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters) - {"self"}
 
 
+OPTIONS = arguments(all_options)
+
+
 def options(name: str) -> set[str]:
     """The members of an interface in broker.d.ts, inherited ones too."""
     text = (STATIC / "broker.d.ts").read_text("utf-8")
@@ -118,7 +143,7 @@ def compare(python_form: str, python: set[str], javascript_form: str, javascript
     ("name", "python"),
     [
         ("Client", AsyncClient), ("Client", Client), ("Worker", Worker), ("Subscription", Subscription),
-        ("ServedRequest", Request), ("NdArray", Array),
+        ("Stream", Stream), ("ServedRequest", Request), ("NdArray", Array),
     ],
 )  # fmt: skip
 def test_members_are_the_same(name: str, python: type, found: dict[str, Any]) -> None:
@@ -135,8 +160,8 @@ def test_messages_are_the_same(found: dict[str, Any]) -> None:
     [
         ("Client({})", arguments(AsyncClient), "connect"),
         ("call({})", arguments(AsyncClient.call) - {"method", "params"}, "call"),
-        ("call({})", arguments(options_for), "call"),
-        ("map({})", arguments(AsyncClient.map) - {"method", "many", "options"} | arguments(options_for), "map"),
+        ("stream({})", arguments(AsyncClient.stream) - {"method", "params", "options"} | OPTIONS, "stream"),
+        ("map({})", arguments(AsyncClient.map) - {"method", "many", "options"} | OPTIONS, "map"),
         ("publish({})", arguments(AsyncClient.publish) - {"endpoint", "data"}, "publish"),
         ("subscribe({})", arguments(AsyncClient.subscribe) - {"endpoint"}, "subscribe"),
         ("Worker({})", arguments(Worker) - {"endpoint"}, "serve"),
@@ -148,8 +173,10 @@ def test_options_are_the_same(python_form: str, python: set[str], where: str) ->
 
 def test_options_of_the_types_are_those_the_module_takes() -> None:
     text = (STATIC / "broker.js").read_text("utf-8")
-    checked = dict(re.findall(r'checkOptions\("(\w+)", [^;]*?, "([\w ]+)"\)', text))
-    assert set(checked) == {"connect", "call", "publish", "subscribe", "serve"}
+    common = re.findall(r'^const REQUEST_OPTIONS = "([\w ]+)";', text, re.MULTILINE)
+    text = text.replace("${REQUEST_OPTIONS}", *common)
+    checked = dict(re.findall(r'checkOptions\("(\w+)", [^;]*?, ["`]([\w ]+)["`]\)', text))
+    assert set(checked) == {"connect", "call", "stream", "publish", "subscribe", "serve"}
     for where, names in checked.items():
         assert set(names.split()) == options(f"{where.capitalize()}Options"), where
 
@@ -184,6 +211,16 @@ def test_errors_read_the_same(found: dict[str, Any]) -> None:
         told = found["errors"][name]
         assert (told["outcome"], told["advice"]) == (kind.outcome, kind.advice), name
         assert told["text"] == str(error), name
+
+
+def test_replies_read_the_same(found: dict[str, Any]) -> None:
+    assert len(found["replies"]) == 7
+    for told in found["replies"]:
+        error = errors.from_reply(
+            told["code"], "so", told["data"], endpoint=told["endpoint"], method=told["method"], worker=None, attempts=0,
+            retryable=False, elapsed_s=0.25,
+        )  # fmt: skip
+        assert told["text"] == str(error)
 
 
 def test_faults_are_the_same() -> None:

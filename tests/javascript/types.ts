@@ -36,7 +36,23 @@ const value: number | undefined = array.data[array.shape.length];
 for await (const each of client.map<number>("camera/count", [{ from: 1 }, null], { concurrency: 4 })) each.toFixed(value);
 const [first] = (await client.describe("camera")).workers;
 console.log(first?.methods?.length, seq, listeners, (await client.endpoints())[0]?.workers.toFixed());
-const call = client.call("camera/image");
+const rows = client.stream<{ n: number }, string>("camera/rows", { from: 1 }, {
+  onProgress: (done, total) => console.log(done.toFixed(), total?.toFixed()),
+  parts: (async function* () { yield new Uint8Array(3); })(),
+  idle: 10,
+  timing: true,
+});
+for await (const { n } of rows) console.log(n.toFixed());
+console.log(rows.result.length, rows.timing?.ended_ms.toFixed());
+await rows.close();
+await client.serve("rows", {
+  async *rows(params, request) {
+    for await (const part of request.parts<string>()) yield part.length;
+    request.progress(1, 2, "half");
+    return request.hasParts;
+  },
+});
+const call = client.call("camera/image", null, { key: "8e03978e", group: "a", priority: 9, parts: null });
 const taken: boolean = client.cancel(call);
 try {
   await call;
@@ -57,6 +73,10 @@ client.call();
 client.call("camera/image", {}, { timeout: "5" });
 // @ts-expect-error params are an object or an array
 client.call("camera/image", "text");
+// @ts-expect-error what is repeated is one message
+client.stream("camera/rows", {}, { key: "8e03978e" });
+// @ts-expect-error parts are iterated over
+client.call("camera/image", {}, { parts: 5 });
 // @ts-expect-error there is no such option
 client.call("camera/image", {}, { timout: 5 });
 // @ts-expect-error clients are made by connect

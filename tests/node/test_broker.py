@@ -171,3 +171,25 @@ def test_the_admin_token_of_the_configuration_opens_everything() -> None:
             assert token != ADMIN
 
     run(main)
+
+
+def test_turning_peers_away_is_an_error_in_the_log_only_if_the_broker_does_not_drain(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with serving() as world:
+            client = AsyncHTTPClient(force_instance=True)
+            worker, caller = await world.worker(), await world.caller()
+            await caller.ask("m")
+            await worker.taken()
+            draining = asyncio.create_task(world.broker.drain(30))
+            await until(lambda: world.broker.router.draining, "it drains")
+            answer = await client.fetch(f"{world.broker.url}/readyz", raise_error=False)
+            assert answer.code == 503
+            draining.cancel()
+            client.close()
+
+    with caplog.at_level("INFO", "tornado.access"):
+        run(main)
+    (line,) = [record for record in caplog.records if "/readyz" in record.getMessage()]
+    assert (line.levelname, line.getMessage()[:18]) == ("INFO", "503 GET /readyz (1")

@@ -28,6 +28,10 @@ def test_every_bound_of_the_core_that_has_a_key_follows_it(name: str) -> None:
         value = 500
     if name == "start_grace_s":
         value = 3000.0
+    if name == "part_max_bytes":
+        value = 300_000
+    if name.startswith("memory_"):
+        value = 5000 << 20
     assert getattr(core_limits(config(**{name: value})), name) == value
 
 

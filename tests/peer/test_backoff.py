@@ -25,3 +25,10 @@ def test_those_lost_together_come_back_apart() -> None:
     assert waits[0] < 0.02
     assert waits[-1] > 0.98
     assert max(b - a for a, b in itertools.pairwise(waits)) < 0.05
+
+
+def test_who_must_be_back_soon_waits_no_longer_than_that() -> None:
+    backoff = Backoff(random.Random(7), first_s=0.25, most_s=15)
+    waits = [backoff.next_s(within_s=2.0) for _ in range(100)]
+    assert max(waits) <= 2.0
+    assert max(backoff.next_s() for _ in range(100)) > 2.0, "once there is no hurry, the pauses have grown"

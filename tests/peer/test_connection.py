@@ -30,6 +30,10 @@ class Owner:
 
     def heard(self, broadcast: Heard) -> None: ...
 
+    def item(self, number: int | str, value: Any) -> None: ...
+
+    def items_ended(self, number: int | str) -> None: ...
+
     def link_changed(self, up: bool, why: str) -> None:
         self.ups.append(up)
 
@@ -43,12 +47,12 @@ class Owner:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://127.0.0.1:1", "ws://127.0.0.1:1/ws?binary=1&meta=1"),
-        ("https://host/", "wss://host/ws?binary=1&meta=1"),
-        ("wss://host/prefix", "wss://host/prefix/ws?binary=1&meta=1"),
-        ("ws://host/prefix/ws", "ws://host/prefix/ws?binary=1&meta=1"),
-        ("host:80", "ws://host:80/ws?binary=1&meta=1"),
-        ("[::1]:80", "ws://[::1]:80/ws?binary=1&meta=1"),
+        ("http://127.0.0.1:1", "ws://127.0.0.1:1/ws?binary=1&meta=1&stream=in"),
+        ("https://host/", "wss://host/ws?binary=1&meta=1&stream=in"),
+        ("wss://host/prefix", "wss://host/prefix/ws?binary=1&meta=1&stream=in"),
+        ("ws://host/prefix/ws", "ws://host/prefix/ws?binary=1&meta=1&stream=in"),
+        ("host:80", "ws://host:80/ws?binary=1&meta=1&stream=in"),
+        ("[::1]:80", "ws://[::1]:80/ws?binary=1&meta=1&stream=in"),
     ],
 )
 def test_the_websocket_of_a_url(url: str, expected: str) -> None:

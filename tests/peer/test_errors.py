@@ -74,3 +74,32 @@ def test_a_lost_connection_says_whether_it_may_have_run() -> None:
     assert "It may have run" in str(lost)
     assert not lost.retryable
     assert ConnectionLost("it broke", endpoint="data", method="read").retryable
+
+
+def test_what_a_worker_had_when_the_broker_stopped_may_have_run() -> None:
+    lost = reply(-32007, {"outcome": "shutting_down", "dispatched": True, "retryable": False})
+    assert str(lost).endswith("It may have run; look before you repeat it.")
+    for told in ({"dispatched": False, "retryable": True}, {"dispatched": True, "retryable": True}):
+        assert str(reply(-32007, {"outcome": "shutting_down"} | told)).endswith("in a moment and repeat.")
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("caller", "by its caller"), ("superseded", "superseded by a newer request"), ("admin", "by an administrator"),
+        ("", "text"), ("other", "text"),
+    ],
+)  # fmt: skip
+def test_what_was_cancelled_says_by_whom(cause: str, said: str) -> None:
+    error = reply(-32005, {"outcome": "cancelled", "cause": cause})
+    assert isinstance(error, errors.Cancelled) and error.cause == cause
+    assert str(error).startswith(f"data/read: cancelled: {said} (")
+
+
+def test_denied_says_which_role_would_do() -> None:
+    denied = from_reply(
+        -32006, "text", {"outcome": "denied"}, endpoint="", method="broker.admin.peers", worker=None, attempts=0,
+        retryable=False, elapsed_s=0,
+    )  # fmt: skip
+    assert str(denied).endswith("a token with the role admin.")
+    assert str(reply(-32006)).endswith("a token with the role at this endpoint.")

@@ -24,45 +24,11 @@ from broker.peer.session import (
     Ended,
     Heard,
     Options,
-    Pending,
     Session,
     split_method,
 )
 from broker.wire.attachments import pack, unpack
-
-
-class Wire:
-    """Moves the outbox to a list, as a connection would, counting bytes."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.enqueued = 0
-        self.sent: list[dict[str, Any]] = []
-
-    def pump(self, now: float = 0.0) -> list[dict[str, Any]]:
-        new = []
-        while (frame := self.session.take(now)) is not None:
-            data = b"".join(frame.pieces)
-            self.enqueued += len(data)
-            if frame.call is not None:
-                frame.call.mark = self.enqueued
-            new.append(json.loads(unpack(data)[0] if frame.binary else data))
-        self.sent += new
-        return new
-
-
-def linked() -> tuple[Session, Wire]:
-    session = Session()
-    session.attached(0.0)
-    return session, Wire(session)
-
-
-def ask(session: Session, name: str = "data/read", params: bytes = b"", now: float = 0.0, **options: Any) -> Pending:
-    return session.ask(name, params, (), Options(**options), object(), now)
-
-
-def reply(session: Session, call: Pending, now: float = 0.1, **members: Any) -> Any:
-    return session.receive(json.dumps({"jsonrpc": "2.0", "id": call.id} | members).encode(), False, now)
+from tests.peer.machine import Wire, ask, asked_for, linked, reply, told
 
 
 def test_a_call_is_written_and_its_result_comes_back() -> None:
@@ -129,7 +95,11 @@ def test_options_that_cannot_be_are_refused_here(options: dict[str, Any]) -> Non
 def test_a_message_above_the_bound_is_refused_here() -> None:
     session, _ = linked()
     with pytest.raises(TooLarge, match="above the bound"):
-        ask(session, params=b" " * (MESSAGE_MAX_BYTES + 1))
+        session.notify("data/read", b" " * (MESSAGE_MAX_BYTES + 1), ())
+    with pytest.raises(TooLarge, match="above the bound"):
+        ask(session, "broker.publish", params=b" " * (MESSAGE_MAX_BYTES + 1))
+    with pytest.raises(TooLarge, match="above the bound"):
+        ask(session, params=b" " * (MESSAGE_MAX_BYTES + 1), key="k")
     assert not session.pending
 
 
@@ -143,7 +113,7 @@ def test_attachments_go_and_come_in_binary_frames() -> None:
     assert json.loads(text)["params"] == [{"$buffer": 0}]
     assert [bytes(attachment) for attachment in attachments] == [b"abc"]
     text = b'{"jsonrpc":"2.0","id":%d,"result":{"image":{"$buffer":0}}}' % call.id
-    ended = session.receive(b"".join(pack([text], [b"xyz"])), True, 0.0)
+    ended = told(session, b"".join(pack([text], [b"xyz"])), True)
     assert ended == Ended(call, {"image": b"xyz"})
 
 
@@ -176,7 +146,7 @@ def test_a_result_that_refers_to_nothing_is_a_bad_reply() -> None:
     call = ask(session)
     wire.pump()
     text = b'{"jsonrpc":"2.0","id":%d,"result":{"$buffer":3}}' % call.id
-    ended = session.receive(b"".join(pack([text], [b"x"])), True, 0.0)
+    ended = told(session, b"".join(pack([text], [b"x"])), True)
     assert isinstance(ended, Ended)
     assert isinstance(ended.error, BadReply)
     assert not session.pending
@@ -186,15 +156,15 @@ def test_a_result_that_refers_to_nothing_is_a_bad_reply() -> None:
 def test_what_is_no_message_is_told(payload: bytes) -> None:
     session, _ = linked()
     with pytest.raises(ValueError, match="JSON-RPC"):
-        session.receive(payload, False, 0.0)
+        told(session, payload)
     with pytest.raises(ValueError, match="damaged"):
-        session.receive(b"\0\0\0", True, 0.0)
+        told(session, b"\0\0\0", True)
 
 
 @pytest.mark.parametrize("message", [{"id": 999, "result": 1}, {"id": "x", "result": 1}, {"id": None, "error": {}}])
 def test_an_answer_to_nothing_is_nothing(message: dict[str, Any]) -> None:
     session, _ = linked()
-    assert session.receive(json.dumps({"jsonrpc": "2.0"} | message).encode(), False, 0.0) is None
+    assert told(session, json.dumps({"jsonrpc": "2.0"} | message).encode()) is None
 
 
 # ---------------------------------------------------------------- time
@@ -316,7 +286,7 @@ def test_what_stands_is_said_first_on_every_new_link() -> None:
     assert standing["method"] == "broker.serve"
     assert asked["id"] == call.id
     denied = {"jsonrpc": "2.0", "id": standing["id"], "error": {"code": -32006, "message": "denied"}}
-    ended = session.receive(json.dumps(denied).encode(), False, 1.0)
+    ended = told(session, json.dumps(denied).encode())
     assert isinstance(ended, Ended)
     assert ended.call.standing
     assert ended.error is not None
@@ -337,11 +307,6 @@ def test_notify_without_a_link_says_so() -> None:
 
 
 # ---------------------------------------------------------------- being asked
-
-
-def asked_for(session: Session, number: Any = "n-1-1", **members: Any) -> Any:
-    message = {"jsonrpc": "2.0", "id": number, "method": "data/read"} | members
-    return session.receive(json.dumps(message).encode(), False, 0.0)
 
 
 def test_a_request_is_answered_once() -> None:
@@ -370,6 +335,7 @@ def test_a_failure_is_written_whole() -> None:
 
 def test_a_result_above_the_bound_becomes_an_error() -> None:
     session, wire = linked()
+    session.value_max_bytes = MESSAGE_MAX_BYTES - 1
     asked_for(session)
     assert not session.answer("n-1-1", b"[]", [b" " * MESSAGE_MAX_BYTES])
     (message,) = wire.pump()
@@ -381,8 +347,8 @@ def test_a_cancelled_request_needs_no_answer() -> None:
     session, wire = linked()
     asked_for(session)
     cancel = b'{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":"n-1-1"}}'
-    assert session.receive(cancel, False, 0.0) == CancelAsked("n-1-1")
-    assert session.receive(cancel, False, 0.0) is None
+    assert told(session, cancel) == CancelAsked("n-1-1")
+    assert told(session, cancel) is None
     assert not session.answer("n-1-1", b"1")
     assert not wire.pump()
 
@@ -399,9 +365,9 @@ def test_requests_end_with_the_link_they_came_by() -> None:
 def test_a_broadcast_is_heard() -> None:
     session, _ = linked()
     message = {"jsonrpc": "2.0", "method": "broker.message", "params": {"endpoint": "data", "seq": 4, "data": [1]}}
-    assert session.receive(json.dumps(message).encode(), False, 0.0) == Heard("data", None, 4, [1])
+    assert told(session, json.dumps(message).encode()) == Heard("data", None, 4, [1])
     nothing = b'{"jsonrpc":"2.0","method":"broker.message","params":5}'
-    assert session.receive(nothing, False, 0.0) is None
+    assert told(session, nothing) is None
 
 
 def test_what_a_worker_says_of_its_own_failure_stays_its_own() -> None:

@@ -61,8 +61,7 @@ class Weather:
         self.answered.add(message["id"])
         error = {"error": {"code": -32000, "message": "bad"}} if self.random.random() < 0.3 else {"result": 1}
         text = json.dumps({"jsonrpc": "2.0", "id": message["id"]} | error).encode()
-        result = self.session.receive(text, False, self.now)
-        self.perform([result] if result else [])
+        self.perform(list(self.session.receive(text, False, self.now)))
 
     def breaks(self) -> None:
         if not self.session.linked:

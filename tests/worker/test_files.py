@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from broker.worker import confined
 from broker.worker import files as module
 from broker.worker.confined import Confined, FileChanged, FileRefused, Look
 from broker.worker.files import Files
+from broker.worker.uploads import Upload
 from broker.worker.worker import Worker
 from tests.peer.harness import SECRET, broker_running, run, until
 
@@ -47,6 +49,7 @@ def everything(files: Files) -> list[Callable[[str], Any]]:
     """Every way to name a path."""
     return [
         files.read, files.stat, files.list, files.delete,
+        lambda path: files.read(path, stream=True),
         lambda path: files.write(path, b"evil", overwrite=True),
         lambda path: files.newest("*", path),
         lambda path: asyncio.run(files.watch(path=path, existing=True, timeout=0.0)),
@@ -136,6 +139,72 @@ def test_a_file_that_changes_between_two_ranges_is_told(folder: Path) -> None:
         file.write(b"more")
     with pytest.raises(FileChanged, match=r"'a.txt' has changed since"):
         files.read("a.txt", 2, version=version)
+
+
+def streamed(files: Files, *arguments: Any, **options: Any) -> tuple[list[bytes], dict[str, Any]]:
+    """The parts of a `read`, and its reply."""
+    reading = files.read(*arguments, stream=True, **options)
+    assert isinstance(reading, Generator)
+    parts = []
+    while True:
+        try:
+            parts.append(next(reading))
+        except StopIteration as end:
+            return parts, end.value
+
+
+def test_a_stream_gives_the_same_piece_by_piece(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 2)
+    files = Files(folder)
+    version = files.stat("a.txt")["version"]
+    told = {"path": "a.txt", "size": 5, "offset": 0, "length": 5, "more": False, "version": version}
+    assert streamed(files, "a.txt") == ([b"al", b"ph", b"a"], told | {"crc32": zlib.crc32(b"alpha")})
+    assert streamed(files, "a.txt", 1, 3, version=version)[0] == [b"lp", b"h"]
+    parts, told = streamed(files, "a.txt", 4, 100)
+    assert (parts, told["length"], told["crc32"]) == ([b"a"], 1, zlib.crc32(b"a"))
+    assert streamed(files, "a.txt", 2**62)[0] == []
+    assert streamed(files, "a.txt", 0, 0)[0] == []
+    with pytest.raises(FileChanged, match=r"'a.txt' has changed since its version '0-0'"):
+        streamed(files, "a.txt", version="0-0")
+
+
+@pytest.mark.parametrize("change", ["grow", "shrink", "touch"])
+def test_a_stream_of_a_file_that_changes_ends_with_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 2)
+    reading = Files(folder).read("a.txt", stream=True)
+    assert isinstance(reading, Generator)
+    assert next(reading) == b"al"
+    if change == "touch":
+        os.utime(folder / "a.txt", (1, 1))
+    else:
+        os.truncate(folder / "a.txt", 8 if change == "grow" else 1)
+    with pytest.raises(FileChanged, match=r"'a.txt' changed while it was read; read it anew"):
+        next(reading)
+
+
+def test_a_file_that_is_replaced_while_it_is_streamed_comes_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 2)
+    files = all_allowed(folder)
+    reading = files.read("a.txt", stream=True)
+    assert isinstance(reading, Generator)
+    assert next(reading) == b"al"
+    files.write("a.txt", b"omega", overwrite=True)
+    assert b"".join(reading) == b"pha"
+
+
+def test_a_stream_that_is_left_closes_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", 2)
+    before = len(os.listdir("/dev/fd"))
+    reading = Files(folder).read("a.txt", stream=True)
+    assert isinstance(reading, Generator)
+    next(reading)
+    assert len(os.listdir("/dev/fd")) == before + 1
+    reading.close()
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_newest(folder: Path) -> None:
@@ -408,9 +477,12 @@ def test_refusals_do_not_say_where_the_folder_is(folder: Path) -> None:
         ("list", {"path": "a.txt"}, "'a.txt' is no folder"),
         ("list", {"after": 5}, "after 5 is no text"),
         ("newest", {"path": "nothing"}, "there is no 'nothing' here"),
+        ("read", {"path": "a.txt", "stream": True, "encoding": "base64"}, "a stream is of bytes"),
         ("write", {"path": "new", "data": "text"}, "data must be bytes"),
-        ("write", {"path": "new", "data": b"", "offset": 5}, "needs upload"),
-        ("write", {"path": "new", "data": b"", "upload": "../../../x"}, "is not 8 to 64 letters and digits"),
+        ("write", {"path": "new"}, "data is missing"),
+        ("write", {"path": "new", "data": b"", "size": -1}, "size -1 is not a whole number"),
+        ("write", {"path": "new", "data": b"abc", "size": 2}, "'new': more than the 2 bytes came"),
+        ("write", {"path": "new", "data": b"abc", "size": 4}, "'new': 3 bytes came of the 4"),
         ("write", {"path": "nothing/new", "data": b""}, "there is no 'nothing/new' here"),
         ("write", {"path": ".broker-00000000.part", "data": b""}, "only files of other names are served"),
         ("delete", {"path": "nothing"}, "there is no 'nothing' here"),
@@ -537,7 +609,9 @@ def test_nothing_is_written_unless_allowed(folder: Path) -> None:
 
 def test_write_and_delete(folder: Path) -> None:
     files = all_allowed(folder)
-    assert files.write("sub/new.txt", b"new") == {"path": "sub/new.txt", "size": 3, "length": 3, "written": True}
+    crc32 = zlib.crc32(b"new")
+    told = {"path": "sub/new.txt", "size": 3, "length": 3, "written": True, "crc32": crc32}
+    assert files.write("sub/new.txt", b"new") == told
     assert files.read("sub/new.txt")["data"] == b"new"
     with pytest.raises(FileRefused, match=r"'sub/new.txt' exists; overwrite=true replaces it"):
         files.write("sub/new.txt", b"x")
@@ -548,32 +622,6 @@ def test_write_and_delete(folder: Path) -> None:
     files.write("empty", b"")
     assert files.delete("sub/new.txt") == {"path": "sub/new.txt", "deleted": True}
     assert sorted(os.listdir(folder / "sub")) == ["c.txt"]
-
-
-def test_a_file_in_pieces_appears_when_it_is_whole(folder: Path) -> None:
-    files = all_allowed(folder)
-    told = files.write("big", b"one", upload="u" * 8, last=False)
-    assert told == {"path": "big", "size": 3, "length": 3, "written": False}
-    assert paths(files.list()) == ["a.txt", "b.dcm", "sub"]
-    with pytest.raises(FileRefused, match=r"3 bytes have come, so offset 5 does not follow"):
-        files.write("big", b"x", upload="u" * 8, offset=5, last=False)
-    with pytest.raises(FileRefused, match=r"has begun already"):
-        files.write("big", b"x", upload="u" * 8, last=False)
-    assert files.write("big", b"two", upload="u" * 8, offset=3)["size"] == 6
-    assert (folder / "big").read_bytes() == b"onetwo"
-    with pytest.raises(FileRefused, match=r"has not begun here"):
-        files.write("big2", b"two", upload="u" * 8, offset=3)
-    assert sorted(os.listdir(folder)) == ["a.txt", "b.dcm", "big", "sub"]
-
-
-def test_what_an_upload_left_long_ago_is_removed_by_the_next(folder: Path) -> None:
-    files = all_allowed(folder)
-    files.write("one", b"x", upload="a" * 8, last=False)
-    files.write("two", b"x", upload="b" * 8, last=False)
-    os.utime(folder / f".broker-{'a' * 8}.part", (0, 0))
-    files.write("three", b"x", upload="c" * 8, last=False)
-    parts = sorted(name for name in os.listdir(folder) if name.startswith("."))
-    assert parts == [f".broker-{'b' * 8}.part", f".broker-{'c' * 8}.part"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -591,9 +639,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(folder: Path, monkeypatch: 
     for path in ("a.txt", "new.txt"):
         with pytest.raises(FileRefused, match=r"is not written: No space left on device"):
             files.write(path, b"123456789", overwrite=True)
-    files.write("pieces", b"123", upload="u" * 8, last=False)
-    with pytest.raises(FileRefused, match=r"No space left"):
-        files.write("pieces", b"456", upload="u" * 8, offset=3, last=False)
     assert (folder / "a.txt").read_bytes() == b"alpha"
     assert sorted(os.listdir(folder)) == ["a.txt", "b.dcm", "sub"]
 
@@ -611,13 +656,13 @@ def test_a_limit_of_the_system_on_sizes_is_told(folder: Path) -> None:
 
 def test_two_who_write_one_name_do_not_overwrite_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = all_allowed(folder)
-    append = module._append
+    append = Upload.append
 
-    def append_and_be_late(*arguments: Any) -> None:
-        append(*arguments)
+    def append_and_be_late(upload: Upload, data: memoryview) -> None:
+        append(upload, data)
         (folder / "new").write_bytes(b"first")
 
-    monkeypatch.setattr(module, "_append", append_and_be_late)
+    monkeypatch.setattr(Upload, "append", append_and_be_late)
     with pytest.raises(FileRefused, match=r"exists"):
         files.write("new", b"second")
     assert (folder / "new").read_bytes() == b"first"
@@ -873,7 +918,7 @@ def test_a_deadline_and_a_cancellation_reach_the_watch(folder: Path) -> None:
                 await until(lambda: files._changes.watchers == 1, "it watches")
                 call.cancel()
                 await until(lambda: files._changes.watchers == 0, "cancelling ends the watch")
-                await until(lambda: not worker._running, "the worker has nothing to do")
+                await until(lambda: not worker.executing, "the worker has nothing to do")
 
     run(main)
 

@@ -137,8 +137,11 @@ def test_a_result_too_large_and_params_that_are_no_container() -> None:
             worker.add(bytes, "zeros")
             async with worker:
                 assert len(await client.call("data/zeros", [1000])) == 1000
+                assert await client.call("data/zeros", [17 << 20]) == bytes(17 << 20), "it travels in pieces by itself"
+                assert worker._connection is not None
+                worker._connection.session.value_max_bytes = 18 << 20
                 with pytest.raises(errors.RemoteError, match="above the bound"):
-                    await client.call("data/zeros", [17 << 20])
+                    await client.call("data/zeros", [19 << 20])
                 assert await client.call("data/zeros", [1]) == b"\0"
                 assert client.is_connected
                 assert client._connection is not None
@@ -178,8 +181,8 @@ def test_cancelling_reaches_the_function() -> None:
                         await client.call(f"data/{method}", timeout=0.3)
                     await until(lambda: seen, "it has heard of it")
                     assert all(one is True for one in seen)
-                await until(lambda: not worker._running, "nothing runs any more")
-            assert not worker._by_id
+                await until(lambda: not worker.executing, "nothing runs any more")
+            assert not worker._answering._by_id
             with pytest.raises(NoRequest):
                 current()
 
@@ -224,13 +227,13 @@ def test_threads_that_all_hang_are_told_and_what_waits_behind_them_is_kept_by_no
                 for number in range(4):
                     with pytest.raises(errors.DeadlineExceeded):
                         await client.call("data/blocks", [number, b"x" * 1000], timeout=0.1)
-                await until(lambda: len(worker._running) == 2, "what was not begun is forgotten")
+                await until(lambda: worker.executing == 2, "what was not begun is forgotten")
                 assert begun == [0, 1]
                 waits = asyncio.create_task(client.call("data/blocks", [4]))
                 release.set()
                 assert await waits == 4
                 assert begun == [0, 1, 4]
-                await until(lambda: not worker._running, "all threads have returned")
+                await until(lambda: not worker.executing, "all threads have returned")
             await until(lambda: not our_threads(), "threads ended")
 
     run(main)
@@ -399,7 +402,7 @@ def test_notifications_and_publishing_from_a_thread() -> None:
                 await client.notify("data/note", [1, 2, 3])  # wrong, and nobody is told
                 await client.call("data/note", ["again"])
                 assert (await notes.get(10)).data == {"noted": "again"}
-            await until(lambda: not worker._running, "nothing runs any more")
+            await until(lambda: not worker.executing, "nothing runs any more")
 
     run(main)
 

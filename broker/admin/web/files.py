@@ -13,9 +13,16 @@ from broker.auth.facts import Refused
 
 PAGE = "index.html"
 
+MODULES = (
+    "calls.js", "errors.js", "moments.js", "serving.js", "sessions.js", "sockets.js", "streams.js", "subscriptions.js",
+    "values.js",
+)  # fmt: skip
+"""What `broker.js` is made of; nobody else loads them."""
+
 _SCRIPT = "text/javascript; charset=utf-8"
 TYPES = {
     "broker.js": _SCRIPT,
+    **dict.fromkeys(MODULES, _SCRIPT),
     "page.js": _SCRIPT,
     "page.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",

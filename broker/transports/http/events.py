@@ -16,7 +16,7 @@ from broker.core.messages import Body, Broadcast, End, Message
 from broker.links.loop import LoopLinks
 from broker.transports.http.query import check_names
 from broker.transports.http.session import SessionDoor
-from broker.wire.calls import EVENTS, Accepts, encode_event, render
+from broker.wire.calls import EVENTS, Accepts, encode_event, read_event_id, render
 
 HEARTBEAT_S = 15.0
 WRITE_BYTES = 64 << 10
@@ -25,7 +25,10 @@ COME_BACK = b"retry: 2000\n\n"
 
 
 class EventsHandler(SessionDoor):
-    """A listener whose link is the answer to one GET. `?topic=` hears that topic alone."""
+    """A listener whose link is the answer to one GET. `?topic=` hears that topic alone.
+
+    `Last-Event-ID` brings what the topic has kept since, before what comes then.
+    """
 
     links: LoopLinks
     heartbeat_s = HEARTBEAT_S
@@ -57,11 +60,11 @@ class EventsHandler(SessionDoor):
         session = self.attach(
             self._events, principal, dialect="sse", role=Role.LISTENER, endpoint=endpoint, listen=topic is None
         )
-        if topic is None:
-            self._events.begin()
-        else:
-            params = Body(msgspec.json.encode({"endpoint": endpoint, "topic": topic}))
-            self.engine.feed(Asked(session, b"1", "", "broker.subscribe", params))
+        params: dict[str, object] = {"endpoint": endpoint, "topic": topic}
+        last = read_event_id(self.request.headers.get("Last-Event-ID", ""))
+        if last is not None:
+            params["since"], params["epoch"] = last
+        self.engine.feed(Asked(session, b"1", "", "broker.subscribe", Body(msgspec.json.encode(params))))
         return self.ended
 
     def leave(self) -> None:
@@ -71,13 +74,19 @@ class EventsHandler(SessionDoor):
         super().leave()
 
 
+class _Subscribed(msgspec.Struct):
+    epoch: str
+
+
 class EventStream:
     """The link of such a session: one write at a time, what comes meanwhile gathers within the outbox's bound.
 
     Above the soft bound broadcasts are dropped; a reader that takes nothing for `stall_s` is closed.
     """
 
-    __slots__ = ("_begun", "_handler", "_heartbeat", "_queue", "_scheduled", "_stall", "_stopped", "pending_bytes")
+    __slots__ = (
+        "_begun", "_epoch", "_handler", "_heartbeat", "_queue", "_scheduled", "_stall", "_stopped", "pending_bytes",
+    )  # fmt: skip
 
     takes_binary = False
 
@@ -85,6 +94,7 @@ class EventStream:
         self._handler = handler
         self._queue: deque[bytes] = deque()
         self._begun = False
+        self._epoch = ""
         self._stopped = False
         self._scheduled = False
         self._heartbeat: asyncio.TimerHandle | None = None
@@ -106,14 +116,16 @@ class EventStream:
                 timer.cancel()
         self._heartbeat = self._stall = None
         self._queue.clear()
+        self._count(-self.pending_bytes)
 
     # ------------------------------------------------------------ from the router, by the engine
 
     def deliver(self, message: Message) -> None:
-        """What became of subscribing to the topic."""
+        """What became of subscribing."""
         if type(message) is not End or self._stopped:
             return
-        if message.outcome.kind is OK:
+        if message.outcome.kind is OK and message.body is not None:
+            self._epoch = msgspec.json.decode(message.body.raw, type=_Subscribed).epoch
             self.begin()
         else:
             size_max = self._handler.limits().message_max_bytes
@@ -127,7 +139,7 @@ class EventStream:
         frame = frames.get("sse")
         if frame is None:
             fits = message.body.expanded_size() <= limits.message_max_bytes
-            frame = frames["sse"] = encode_event(message) if fits else b""
+            frame = frames["sse"] = encode_event(message, self._epoch) if fits else b""
         if not frame:
             return False
         if self.pending_bytes and self.pending_bytes + len(frame) > limits.outbox_soft_bytes:
@@ -162,10 +174,14 @@ class EventStream:
 
     # ------------------------------------------------------------ writing
 
+    def _count(self, size: int) -> None:
+        self.pending_bytes += size
+        self._handler.links.count(size)
+
     def _put(self, frame: bytes) -> None:
         """Gather; what comes within one turn of the loop is one write."""
         self._queue.append(frame)
-        self.pending_bytes += len(frame)
+        self._count(len(frame))
         if not self._scheduled:
             self._scheduled = True
             self._handler.engine.loop.call_soon(self._write)
@@ -190,7 +206,8 @@ class EventStream:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-        self.pending_bytes -= size
+        if not self._stopped:
+            self._count(-size)
         if isinstance(done.exception(), StreamClosedError):
             self._handler.leave()
         else:

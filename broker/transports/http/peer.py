@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from broker.core.messages import End, Message
+from broker.core.messages import Credit, End, Message, Part, Progress
 
 Ended = Callable[[End], None]
 Closed = Callable[[int, str], None]
+Told = Callable[["Part | Credit | Progress"], None]
 
 
 class HttpPeer:
-    """What the core knows as the link of such a session. It asks; it serves nothing and hears no broadcasts."""
+    """What the core knows as the link of such a session. It asks; it serves nothing and hears no broadcasts.
 
-    __slots__ = ("_closed", "_ended", "takes_binary")
+    `told` gets what comes before the end, where anything can be done with it.
+    """
 
-    def __init__(self, ended: Ended, closed: Closed, *, takes_binary: bool = False) -> None:
+    __slots__ = ("_closed", "_ended", "_told", "takes_binary")
+
+    def __init__(self, ended: Ended, closed: Closed, told: Told | None = None, *, takes_binary: bool = False) -> None:
         self._ended = ended
         self._closed = closed
+        self._told = told
         self.takes_binary = takes_binary
 
     def deliver(self, message: Message) -> None:
-        """An answer has come."""
+        """An answer has come, or part of one."""
         if type(message) is End:
             self._ended(message)
+        elif self._told is not None and isinstance(message, Part | Credit | Progress):
+            self._told(message)
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Nothing is listened to here."""
@@ -34,7 +41,7 @@ class HttpPeer:
         self._closed(code, reason)
 
     def pause_reading(self) -> None:
-        """Nothing more is read anyway."""
+        """What is read is bounded by credit."""
 
     def resume_reading(self) -> None:
-        """Nothing more is read anyway."""
+        """What is read is bounded by credit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import msgspec
@@ -10,9 +9,10 @@ import msgspec
 from broker.auth.facts import Refused, RequestFacts
 from broker.core.messages import DEFAULT_OPTIONS, Options
 from broker.core.options import OptionError, Written, merge
+from broker.core.wrong import hint_for, what_is_wrong
 
-OPTIONS = ("timeout", "wait", "idempotent", "retries")
-"""options of a request that a query may set"""
+OPTIONS = ("timeout", "idle", "wait", "idempotent", "retries", "priority", "group")
+"""options of a request that a query may set; `progress` too where something can be told before the end"""
 
 
 class QueryError(Refused):
@@ -24,9 +24,13 @@ class QueryError(Refused):
 
 class _Query(msgspec.Struct, kw_only=True):
     timeout: float | None = None
+    idle: float | None = None
     wait: bool | None = None
     idempotent: bool | None = None
     retries: int | None = None
+    priority: int | None = None
+    group: str | None = None
+    progress: bool | None = None
 
 
 def check_names(facts: RequestFacts, names: Sequence[str]) -> dict[str, str]:
@@ -39,23 +43,26 @@ def check_names(facts: RequestFacts, names: Sequence[str]) -> dict[str, str]:
         if name == "ticket":
             continue
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            there_are = f"there are {', '.join(names)}" if names else "this path takes none"
-            hint = f"did you mean {near[0]}=?" if near else there_are
-            raise QueryError(f"unknown parameter {name[:40]!r}; {hint}")
+            raise QueryError(f"unknown parameter {name[:40]!r}; {hint_for(name, names, '{}=')}")
         if name in given:
             raise QueryError(f"{name}= is given twice")
         given[name] = value
     return given
 
 
-def read_options(given: dict[str, str], *, trace: str | None = None) -> Options:
+def read_options(
+    given: dict[str, str], *, trace: str | None = None, key: str | None = None, stream: str | None = None
+) -> Options:
     """The options among the parameters, with what the reply is to tell. Raises QueryError naming a wrong one."""
+    named = {name: given[name] for name in (*OPTIONS, "progress") if name in given}
     try:
-        read = msgspec.convert({name: given[name] for name in OPTIONS if name in given}, _Query, strict=False)
+        read = msgspec.convert(named, _Query, strict=False)
         written = Written(
-            timeout=read.timeout, wait=read.wait, idempotent=read.idempotent, retries=read.retries, trace=trace
-        )
+            timeout=read.timeout, idle=read.idle, wait=read.wait, idempotent=read.idempotent, retries=read.retries,
+            priority=read.priority, group=read.group, trace=trace, key=key, stream=stream, progress=read.progress,
+        )  # fmt: skip
         return merge(written, DEFAULT_OPTIONS)
-    except (msgspec.ValidationError, OptionError) as error:
-        raise QueryError(str(error).replace("`$.", "`")) from None
+    except msgspec.ValidationError as error:
+        raise QueryError(what_is_wrong(error, given=named)) from None
+    except OptionError as error:
+        raise QueryError(str(error)) from None

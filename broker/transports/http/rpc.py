@@ -7,8 +7,8 @@ import asyncio
 import msgspec
 
 from broker.core.errors import INVALID_JSON, INVALID_REQUEST
-from broker.core.events import Asked, Malformed, Refused
-from broker.core.messages import End
+from broker.core.events import Asked, Cancel, Malformed, Refused
+from broker.core.messages import Credit, End, Part, Progress
 from broker.core.sessions import Session
 from broker.transports.http.peer import HttpPeer
 from broker.transports.http.query import OPTIONS, check_names, read_options
@@ -19,6 +19,7 @@ from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_ba
 
 FOR_LINKS = frozenset({"broker.serve", "broker.unserve", "broker.subscribe", "broker.unsubscribe"})
 """methods that mean nothing to a session that ends with its answer"""
+NO_STREAMS = "one answer holds no stream: use the WebSocket, or POST /call/ with Accept: application/x-ndjson"
 
 
 class RpcHandler(Receiver):
@@ -34,7 +35,7 @@ class RpcHandler(Receiver):
         """Ask."""
         content = self.content()
         options = read_options(check_names(self.facts, OPTIONS))
-        session = self.attach(HttpPeer(self._end, self.closed), self.principal, dialect="jsonrpc-http")
+        session = self.attach(HttpPeer(self._end, self.closed, self._told), self.principal, dialect="jsonrpc-http")
         self._codec = JsonRpc(
             node=self.engine.router.node,
             session_id=session.id,
@@ -87,7 +88,18 @@ class RpcHandler(Receiver):
             if event.wire_id is None:
                 raise BadMessage(INVALID_REQUEST, detail)
             return Refused(session, event.wire_id, INVALID_REQUEST, detail, "", event.method)
+        if (
+            isinstance(event, Asked)
+            and event.wire_id is not None
+            and (event.options.stream_in or event.options.stream_out)
+        ):
+            return Refused(session, event.wire_id, INVALID_REQUEST, NO_STREAMS, event.endpoint, event.method)
         return event
+
+    def _told(self, message: Part | Credit | Progress) -> None:
+        """`broker.call` asked for parts; there is nowhere to put them."""
+        if isinstance(message, Part) and message.wire_id is not None and self.session is not None:
+            self.engine.feed(Cancel(self.session, message.wire_id))
 
     def _malformed(self, bad: BadMessage, session: Session) -> None:
         if self.session is not None:

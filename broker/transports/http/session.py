@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from tornado.http1connection import HTTP1Connection
@@ -21,6 +22,9 @@ from broker.wire.calls import Reply
 
 LINGER = 4
 """times the bound of a body that are read and dropped, so that the sender gets to read the refusal"""
+
+STREAM_BODY_S = 1e9
+"""A body that is taken as it comes has the deadlines of its request instead of the one for bodies."""
 
 _STATUS_OF_CLOSE = {4400: 400, 4401: 401, 4403: 403, 4404: 403, 4409: 409, 4412: 503, 4429: 429}
 
@@ -107,7 +111,11 @@ class SessionDoor(Door):
         self.set_header("Content-Type", reply.content_type)
         for name, value in reply.headers:
             self.set_header(name, value)
-        self.finish(reply.body)
+        self.complete(reply.body)
+
+    def complete(self, last: bytes = b"") -> None:
+        """Write the last of an answer."""
+        self.finish(last)
 
 
 @stream_request_body
@@ -135,13 +143,22 @@ class Receiver(SessionDoor):
                 raise
             self._refusal = refused
             return
+        if self.streams_body(declared):
+            connection = cast("HTTP1Connection", self.request.connection)
+            connection.set_max_body_size(sys.maxsize)
+            connection.set_body_timeout(STREAM_BODY_S)
+            return
         if declared > self.body_max_bytes:
             self._refusal = self._too_large(declared)
             if declared > LINGER * self.body_max_bytes or "Expect" in self.request.headers:
                 raise self._refusal
         cast("HTTP1Connection", self.request.connection).set_max_body_size(LINGER * self.body_max_bytes)
 
-    def data_received(self, chunk: bytes) -> None:
+    def streams_body(self, declared: int) -> bool:
+        """Whether the body is taken as it comes, however long; `declared` is its length, 0 if that is not known."""
+        return False
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """A piece of the body; what is refused already is dropped."""
         self._taken += len(chunk)
         if self._refusal is None:
@@ -150,6 +167,7 @@ class Receiver(SessionDoor):
                 self._refusal = self._too_large(self._taken)
         if self._refusal is not None:
             self._content.clear()
+        return None
 
     def content(self) -> bytes:
         """The body. Raises what was to be refused: 401 and the like, 413."""

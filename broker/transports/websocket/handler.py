@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,10 @@ from broker.auth.door import Door
 from broker.auth.facts import Refused
 from broker.config.model import Limits
 from broker.core.access import Principal, Role, is_name, roles_at
-from broker.core.errors import DRAINED, ENDPOINT_CLOSED, UNAUTHORISED, Close
-from broker.core.events import Attached
+from broker.core.errors import DRAINED, ENDPOINT_CLOSED, NORMAL, REPLACED, UNAUTHORISED, Close
+from broker.core.events import Attached, Detached, Resumed
+from broker.core.kept import NEVER_WRITTEN
+from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
 from broker.links.link import Link, Nobody
@@ -18,6 +21,7 @@ from broker.links.loop import LoopLinks
 from broker.links.take import take
 from broker.transports.websocket.peer import WebSocketPeer
 from broker.transports.websocket.query import Attachment, QueryError, read_query
+from broker.transports.websocket.resume import find_session
 from broker.wire.jsonrpc import JsonRpc
 
 
@@ -37,7 +41,12 @@ class WebSocketHandler(Door):
             raise Refused(upgrade.status, upgrade.reason, upgrade.headers)
         attachment = self._read_query(endpoint)
         self._check_role(principal, endpoint, attachment.role)
-        self._check_room()
+        resumed = find_session(
+            self.engine.router, self.gate.authenticator, upgrade.subprotocols, principal, endpoint, attachment,
+            self.facts.remote,
+        )  # fmt: skip
+        if resumed is None:
+            self._check_room()
         stream = self.detach()
         response = switching_protocols(upgrade.key, choose_subprotocol(upgrade.subprotocols))
         try:
@@ -49,7 +58,7 @@ class WebSocketHandler(Door):
         elif not self.gate.authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
             self._turn_away(link, UNAUTHORISED, "the credential has ended")
         else:
-            self._attach(link, principal, endpoint, attachment)
+            self._attach(link, principal, endpoint, attachment, resumed)
 
     def _read_query(self, endpoint: str) -> Attachment:
         if endpoint and not is_name(endpoint):
@@ -83,8 +92,23 @@ class WebSocketHandler(Door):
         link.start(Nobody())
         link.close(close.code, reason)
 
-    def _attach(self, link: Link, principal: Principal, endpoint: str, attachment: Attachment) -> None:
-        router, session_id = self.engine.router, self.engine.next_session()
+    def _give_up(self, session: Session) -> None:
+        """Too much of it was cut: its peer cannot go on, and begins anew. A link it still has is closed."""
+        kept, lost = session.kept, session.lost_link
+        if kept is not None:
+            flushed = NEVER_WRITTEN - 1 if lost is None else lost.flushed
+            link = kept.link
+            kept.close(REPLACED.code, "a newer link has begun anew")
+            self.engine.feed(Detached(session, NORMAL.code, "it came back too late", flushed, link))
+
+    def _attach(
+        self, link: Link, principal: Principal, endpoint: str, attachment: Attachment, resumed: Session | None
+    ) -> None:
+        router = self.engine.router
+        if resumed is not None and (resumed.kept is None or not resumed.kept.can_resume(attachment.received)):
+            self._give_up(resumed)
+            resumed = None
+        session_id = self.engine.next_session() if resumed is None else resumed.id
         known = router.registry.by_name.get(endpoint)
         if known is not None and known.limits.closed:
             self._turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
@@ -96,11 +120,27 @@ class WebSocketHandler(Door):
             meta=attachment.meta,
             binary=attachment.binary,
             defaults=attachment.defaults,
+            lsp=attachment.lsp,
         )
         peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes, self.limits().batch_max)
         expires_at = None
         if principal.expires_at is not None:
             expires_at = self.engine.now() + principal.expires_at - time.time()
+        if resumed is not None:
+            self.engine.feed(
+                Resumed(
+                    session=resumed,
+                    link=peer,
+                    received=attachment.received,
+                    grants=principal.grants,
+                    expires_at=expires_at,
+                    token_id=principal.token_id,
+                    login_id=principal.login_id,
+                    remote=link.remote,
+                )
+            )
+            peer.start(resumed)
+            return
         attached = Attached(
             session=session_id,
             link=peer,
@@ -110,6 +150,8 @@ class WebSocketHandler(Door):
             endpoint=endpoint or None,
             listen=attachment.hears,
             capacity=attachment.capacity,
+            grace_s=attachment.grace_s,
+            secret=secrets.token_urlsafe(18) if attachment.grace_s else "",
             expires_at=expires_at,
             token_id=principal.token_id,
             login_id=principal.login_id,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-
 import msgspec
 
-from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST
+from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST, SLOW_READER
 from broker.core.events import Asked, Congested, Detached, Malformed, Refused
 from broker.core.ids import AttemptId
-from broker.core.messages import Body, Call, CancelAttempt, End, Message
+from broker.core.kept import NEVER_WRITTEN, Kept
+from broker.core.messages import (
+    Ack,
+    Body,
+    Broadcast,
+    Call,
+    CancelAttempt,
+    Credit,
+    End,
+    Message,
+    Notify,
+    Part,
+    Progress,
+)
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.link import Link
@@ -18,8 +29,18 @@ from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
 
-NEVER_WRITTEN = sys.maxsize
-"""mark of an attempt whose call its link has not taken"""
+ACK_MESSAGES, ACK_BYTES = 32, 1 << 20
+"""after how many messages, or how much, a peer whose session has grace is told that they have arrived"""
+AT_ONCE = 250
+"""messages that were only kept and are sent within one turn of the loop: 2 ms"""
+
+_CAN_BE_DROPPED = (Notify, Broadcast, Progress)
+_FOLLOWS_A_CALL = (Part, Credit)
+
+
+def _body(message: Message) -> Body | None:
+    """What a message carries, if anything."""
+    return getattr(message, "body", None)
 
 
 class WebSocketPeer:
@@ -27,10 +48,14 @@ class WebSocketPeer:
 
     Calls for a worker whose outbox is crowded are held here until there is room: however much falls to it within one
     turn of the loop, before it can be called congested, none of it makes it a slow consumer.
+
+    If the session outlives its links, the messages of the peer are counted in its `Kept`, and what it is sent bears
+    numbers.
     """
 
     __slots__ = (
-        "_batch_max", "_batched", "_codec", "_engine", "_feeding", "_held", "_link", "_message_max_bytes", "_session",
+        "_acked", "_batch_max", "_batched", "_behind", "_codec", "_engine", "_feeding", "_held", "_kept", "_link",
+        "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, link: Link, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
@@ -43,19 +68,30 @@ class WebSocketPeer:
         self._batched: dict[object, Batch] | None = None
         self._feeding: Batch | None = None
         self._held: dict[AttemptId, Call] = {}
+        self._behind: dict[AttemptId, list[Message]] = {}  # what follows calls that are held
+        self._kept: Kept | None = None
+        self._acked = self._unacked_bytes = 0
+        self._stopped_at = 0  # from which number on they are not sent for now, but only kept
 
     def start(self, session: Session) -> None:
         """Begin to listen to the link, on behalf of this session."""
         self._session = session
         self._codec.session = session
+        self._kept = session.kept
+        if self._kept is not None:
+            self._acked = self._kept.received
         self._link.start(self)
         if self._held:  # what waited for a worker was given to it while it was attached
             self._engine.feed(Congested(session, True))
+        if self._stopped_at:
+            self._go_on()
 
     # ------------------------------------------------------------ from the link
 
     def message(self, payload: bytes, binary: bool) -> None:
         """One whole message. Whatever is wrong with it is told and counted; the link stays."""
+        if self._kept is not None:
+            self._count(self._kept, len(payload))
         try:
             if binary:
                 event = self._decode_binary(payload)
@@ -71,10 +107,20 @@ class WebSocketPeer:
         if event is not None:
             self._engine.feed(event)
 
+    def _count(self, kept: Kept, size: int) -> None:
+        """One more message of a session that outlives its links; now and then the peer is told."""
+        kept.received += 1
+        self._unacked_bytes += size
+        if kept.received - self._acked >= ACK_MESSAGES or self._unacked_bytes >= ACK_BYTES:
+            self._acked, self._unacked_bytes = kept.received, 0
+            self._link.send_parts(self._codec.encode(Ack(kept.received)))
+
     def congested(self, congested: bool) -> None:
         """The outbox rose above its soft bound, or fell again."""
         if not congested:
             self._release()
+            if self._stopped_at:
+                self._go_on()
         if self._session is not None and congested == self._link.is_crowded():
             self._engine.feed(Congested(self._session, congested))
 
@@ -85,19 +131,23 @@ class WebSocketPeer:
     def _leave(self, code: int, reason: str, flushed: int) -> None:
         session, self._session = self._session, None
         self._held.clear()
+        self._behind.clear()
         if session is not None:
-            self._engine.feed(Detached(session, code, reason, flushed))
+            self._engine.feed(Detached(session, code, reason, flushed, self))
 
     def _release(self) -> None:
         """Write calls that were held, as many as there is room for. What has expired meanwhile ends in its turn."""
         now = self._engine.now()
         while self._held and not self._link.is_crowded():
             call = self._held.pop(next(iter(self._held)))
+            behind = self._behind.pop(call.attempt.id, ())
             left_s = call.attempt.request.deadline - now
             if left_s > 0:
                 call = msgspec.structs.replace(call, left_s=left_s)
                 self._link.send_parts(self._codec.encode(call), self._codec.takes_binary(call.body))
                 call.attempt.mark = self._link.enqueued
+                for message in behind:
+                    self._link.send_parts(self._codec.encode(message), self._codec.takes_binary(_body(message)))
 
     def _decode_binary(self, payload: bytes) -> Decoded:
         self._codec.binary = True
@@ -118,7 +168,11 @@ class WebSocketPeer:
             self._engine.feed(Malformed(self._session, str(bad), bad.strike))
 
     def _take_batch(self, payload: bytes) -> None:
-        """Each member goes its own way; the array of replies goes out when the last has ended (section 6)."""
+        """Each member goes its own way; the array of replies goes out when the last has ended (section 6).
+
+        In a session that outlives its links they go out one by one: a reply that waited for others, behind its number,
+        would be taken for one that has arrived when its peer acknowledges what came after that number.
+        """
         members = split_batch(payload, self._batch_max)
         batch = self._feeding = Batch(self._message_max_bytes)
         batch.left = 1  # for this loop itself, so that the array is not sent before all members are fed
@@ -130,7 +184,10 @@ class WebSocketPeer:
                 self._malformed(bad)
                 continue
             if event is not None and self._session is not None:
-                if isinstance(event, (Asked, Refused)) and event.wire_id is not None:
+                if isinstance(event, Asked) and (event.options.stream_in or event.options.stream_out):
+                    whole = msgspec.structs.replace(event.options, stream_in=False, stream_out=False)
+                    event = msgspec.structs.replace(event, options=whole)
+                if isinstance(event, (Asked, Refused)) and event.wire_id is not None and self._kept is None:
                     self._expect(batch, event.wire_id, self._session)
                 self._engine.feed(event)
         self._feeding = None
@@ -152,7 +209,8 @@ class WebSocketPeer:
             batch = self._batched.pop(end.wire_id, None) if self._batched else None
         if batch is None:
             return False
-        batch.end(end.wire_id, b"".join(self._codec.encode(in_text(end, self._message_max_bytes))))
+        pieces = self._codec.encode(in_text(end, self._message_max_bytes))
+        batch.end(end.wire_id, b"".join(pieces))
         self._send_batch(batch)
         return True
 
@@ -182,22 +240,84 @@ class WebSocketPeer:
             body = message.body
             link.send_parts(codec.encode(message), codec.binary and body is not None and body.attachments != ())
         elif type(message) is CancelAttempt:
+            self._behind.pop(message.attempt_id, None)
             if self._held.pop(message.attempt_id, None) is None:
                 link.send_parts(codec.encode(message))
-        elif link.is_crowded():
+        elif type(message) in _FOLLOWS_A_CALL and message.attempt_id in self._held:  # type: ignore[union-attr]
+            self._behind.setdefault(message.attempt_id, []).append(message)  # type: ignore[union-attr]
+        elif type(message) in _CAN_BE_DROPPED and link.is_crowded():
             self._engine.router.counters.notifications_dropped += 1
         else:
-            link.send_parts(codec.encode(message), codec.takes_binary(getattr(message, "body", None)))
+            link.send_parts(codec.encode(message), codec.takes_binary(_body(message)))
 
     def _hold(self, call: Call) -> None:
         call.attempt.mark = NEVER_WRITTEN
         self._held[call.attempt.id] = call
+        self._crowded()
+
+    def _crowded(self) -> None:
         if self._session is not None and not self._session.congested:
             self._engine.feed(Congested(self._session, True))
 
+    def deliver_numbered(self, message: Message, n: int) -> None:
+        """Write one message with its number; behind a call for which there is no room, none until there is.
+
+        Before `start` none is written: what is kept of a session that goes on is sent from there, in slices.
+        """
+        if self._stops(n):
+            if type(message) is Call:
+                message.attempt.mark = NEVER_WRITTEN
+            return
+        codec, link = self._codec, self._link
+        if type(message) is Call and link.is_crowded():
+            message.attempt.mark = NEVER_WRITTEN
+            self._stopped_at = n
+            self._crowded()
+            return
+        link.send_parts(codec.encode_numbered(message, n), codec.takes_binary(_body(message)))
+        if type(message) is Call:
+            message.attempt.mark = link.enqueued
+
+    def _stops(self, n: int) -> bool:
+        """Whether message `n` is only kept for now, and sent in its turn."""
+        if not self._stopped_at and self._kept is None:
+            self._stopped_at = n
+        return self._stopped_at > 0
+
+    def _go_on(self) -> None:
+        """There is room again: send what was only kept meanwhile, a slice at a time."""
+        kept, n = self._kept, self._stopped_at
+        if kept is None or self._session is None or not n:
+            return
+        self._stopped_at = 0
+        if kept.lost >= n:
+            self.close(SLOW_READER.code, "more came than is kept for a slow reader")
+            return
+        messages = kept.since(n, self._engine.now(), AT_ONCE + 1)
+        for number, message in messages[:AT_ONCE]:
+            self.deliver_numbered(message, number)
+        if len(messages) > AT_ONCE and not self._stopped_at:
+            self._stopped_at = messages[AT_ONCE][0]
+            self._engine.loop.call_soon(self._go_on)
+
+    def broadcast_numbered(self, message: Message, frames: dict[str, bytes], n: int) -> bool:
+        """Write one of many copies, which no other can share because of its number."""
+        if self._stops(n):
+            return True  # it is kept
+        body = _body(message)
+        if self._link.is_crowded() or (body is not None and not self._fits(body)):
+            self._link.broadcasts_dropped += 1
+            return False
+        self._link.send_parts(self._codec.encode_numbered(message, n), self._codec.takes_binary(body))
+        return True
+
+    def _fits(self, body: Body) -> bool:
+        """Whether a broadcast is within the bound for messages as this peer gets it."""
+        return self._codec.takes_binary(body) or body.expanded_size() <= self._message_max_bytes
+
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Write one of many copies."""
-        body = getattr(message, "body", None)
+        body = _body(message)
         binary = self._codec.takes_binary(body)
         key = "jsonrpc binary" if binary else "jsonrpc text"
         frame = frames.get(key)
@@ -209,7 +329,7 @@ class WebSocketPeer:
 
     def _broadcast_frame(self, message: Message, body: Body | None, binary: bool) -> bytes:
         """The frame all peers of this kind share; empty if it is larger than a message may be."""
-        if body is not None and body.attachments and not binary and body.expanded_size() > self._message_max_bytes:
+        if body is not None and body.attachments and not self._fits(body):
             return b""
         payload = b"".join(self._codec.encode(message))
         if len(payload) > self._message_max_bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -10,10 +9,9 @@ import msgspec
 from broker.core.access import Role
 from broker.core.messages import DEFAULT_OPTIONS, Options
 from broker.core.options import OptionError, Written, merge
+from broker.core.wrong import hint_for, what_is_wrong
 
 ROLES = {"caller": Role.CALLER, "worker": Role.WORKER, "listener": Role.LISTENER}
-LATER = {"grace": "sessions that outlive their link", "received": "sessions that outlive their link", "lsp": "progress"}
-"""Parameters the protocol names and this broker does not act on yet."""
 
 
 class QueryError(ValueError):
@@ -21,13 +19,20 @@ class QueryError(ValueError):
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """How a peer wants to be attached. `listen` None: as is usual for its role."""
+    """How a peer wants to be attached. `listen` None: as is usual for its role.
+
+    `grace_s` is how long its session shall outlive its link, `received` the last message it got of the one it resumes;
+    with `lsp` a token in its params asks for progress.
+    """
 
     role: Role = Role.CALLER
     listen: bool | None = None
     meta: bool = False
     binary: bool = False
     capacity: int | None = None
+    grace_s: float = 0.0
+    received: int = 0
+    lsp: bool = False
     defaults: Options = DEFAULT_OPTIONS
 
     @property
@@ -49,6 +54,13 @@ class _Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     trace: str | None = None
     priority: int | None = None
     idle: float | None = None
+    group: str | None = None
+    stream: str | None = None
+    progress: bool | None = None
+    timing: bool | None = None
+    grace: float = 0.0
+    received: int = 0
+    lsp: bool = False
 
 
 def read_query(query: Mapping[str, Sequence[str]]) -> Attachment:
@@ -57,19 +69,16 @@ def read_query(query: Mapping[str, Sequence[str]]) -> Attachment:
     for name, values in query.items():
         if name == "ticket":
             continue
-        if name in LATER:
-            raise QueryError(f"{name}= is not supported by this broker yet ({LATER[name]}); leave it out")
         if name not in _Query.__struct_fields__:
-            near = difflib.get_close_matches(name, _Query.__struct_fields__, 1)
-            hint = f"; did you mean {near[0]}=?" if near else f"; there are {', '.join(_Query.__struct_fields__)}"
-            raise QueryError(f"unknown parameter {name[:40]!r}{hint}")
+            hint = hint_for(name, _Query.__struct_fields__, "{}=")
+            raise QueryError(f"unknown parameter {name[:40]!r}; {hint}")
         if len(values) != 1:
             raise QueryError(f"{name}= is given {len(values)} times")
         given[name] = values[0]
     try:
         read = msgspec.convert(given, _Query, strict=False)
     except msgspec.ValidationError as error:
-        raise QueryError(str(error).replace("`$.", "`")) from None
+        raise QueryError(what_is_wrong(error, given=given)) from None
     role = ROLES.get(read.role)
     if role is None:
         raise QueryError(f"role={read.role[:40]!r} is none of {', '.join(ROLES)}")
@@ -77,9 +86,14 @@ def read_query(query: Mapping[str, Sequence[str]]) -> Attachment:
         raise QueryError(f"capacity={read.capacity} is not between 1 and 1000000")
     if read.capacity is not None and role != Role.WORKER:
         raise QueryError("capacity= is a worker's: give role=worker with it")
+    if not 0 <= read.grace < float("inf"):
+        raise QueryError(f"grace={read.grace} is no number of seconds")
+    if read.received < 0:
+        raise QueryError(f"received={read.received} is no number of a message")
     written = Written(
         timeout=read.timeout, idempotent=read.idempotent, retries=read.retries, wait=read.wait, trace=read.trace,
-        priority=read.priority, idle=read.idle,
+        priority=read.priority, idle=read.idle, group=read.group, stream=read.stream, progress=read.progress,
+        timing=read.timing,
     )  # fmt: skip
     try:
         defaults = merge(written, DEFAULT_OPTIONS)
@@ -91,5 +105,8 @@ def read_query(query: Mapping[str, Sequence[str]]) -> Attachment:
         meta=read.meta,
         binary=read.binary,
         capacity=read.capacity,
-        defaults=msgspec.structs.replace(defaults, meta=read.meta),
+        grace_s=read.grace,
+        received=read.received,
+        lsp=read.lsp,
+        defaults=msgspec.structs.replace(defaults, meta=read.meta or bool(read.timing)),
     )

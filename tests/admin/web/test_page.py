@@ -16,6 +16,7 @@ import numpy
 import pytest
 
 from broker import AsyncClient, Worker
+from broker.worker import current
 from tests.admin.web.webdriver import Browser
 from tests.javascript.harness import PATIENCE_S, TOKEN, BrokerProcess
 
@@ -40,6 +41,7 @@ class Camera:
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
+        self.scanning = threading.Event()
 
     def image(self, number: int) -> dict[str, Any]:
         """Take picture number so and so."""
@@ -60,6 +62,13 @@ class Camera:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    def scan(self) -> Iterator[int]:
+        """Three slices."""
+        self.scanning.clear()
+        yield from range(3)
+        current().progress(3, 10, "slices")
+        assert self.scanning.wait(PATIENCE_S)
 
     def fail(self, why: str = "no light") -> None:
         """Fail."""
@@ -209,6 +218,14 @@ def test_an_image_is_shown_as_an_image(page: Browser) -> None:
         *SIZE
     ]
     assert "Save attachment-1.bin" in page.text("#attachments")
+
+
+def test_progress_is_shown_and_items_are_gathered(page: Browser, laboratory: Laboratory) -> None:
+    call(page, "scan")
+    page.until_text("#outcome", "Waiting for the reply: 3 of 10, slices…")
+    laboratory.camera.scanning.set()
+    assert reply(page).startswith("ok")
+    assert page.run("return JSON.parse(document.querySelector('#reply').textContent)") == [0, 1, 2]
 
 
 def test_an_image_in_base64_is_shown_as_an_image(page: Browser) -> None:

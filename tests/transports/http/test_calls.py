@@ -10,7 +10,7 @@ import pytest
 
 from broker.core.errors import KINDS, WORKER_ERROR, Outcome
 from broker.core.messages import Body, End
-from broker.wire.calls import Accepts, encode_event, read_accept, read_body, read_trace, render, status_of
+from broker.wire.calls import Accepts, encode_event, read_accept, read_body, read_key, read_trace, render, status_of
 from tests.transports.http.harness import ask, wire, written
 from tests.transports.websocket.harness import (
     CALLER,
@@ -46,6 +46,7 @@ def test_a_call_and_its_result() -> None:
             assert answer.headers["content-type"].startswith("application/json")
             assert answer.outcome == "ok" and answer.headers["broker-retryable"] == "false"
             assert float(answer.headers["broker-elapsed-ms"]) > 0
+            assert "broker-attempts" not in answer.headers
             assert world.books_balance() and world.counters.ended["ok"] == 1
 
     run(main)
@@ -221,7 +222,9 @@ def test_idempotent_is_tried_elsewhere() -> None:
             second = await world.worker()
             first.socket.transport.abort()
             await second.serve_one()
-            assert (await asking).json == "done"
+            answer = await asking
+            assert answer.json == "done"
+            assert answer.headers["broker-attempts"] == "2"
 
     run(main)
 
@@ -240,16 +243,62 @@ def test_a_traceparent_is_continued_and_a_bad_one_dropped() -> None:
     assert read_trace("00-" + "0" * 32 + "-b7ad6b7169203331-01") is None
 
 
-def test_an_idempotency_key_is_taken_and_its_neglect_told() -> None:
+def test_two_with_one_key_are_executed_once() -> None:
     async def main() -> None:
         async with serving() as world:
             worker = await world.worker()
-            _, answer = await answered(world, worker, "/call/lab/m", headers={"Idempotency-Key": '"8e03978e-40d5"'})
-            assert answer.status == 200 and answer.headers["broker-idempotency-key"] == "ignored"
-            answer = await ask(world, "/call/lab/m", headers={"Idempotency-Key": "x" * 256})
+            keyed = {"Idempotency-Key": '"8e03978e-40d5"'}
+            both = [asyncio.create_task(ask(world, "/call/lab/m", [1], headers=keyed)) for _ in range(2)]
+            call = await worker.taken()
+            await until(lambda: world.counters.keys_joined == 1, "the second has joined")
+            await worker.answer(call, result="once")
+            answers = [await each for each in both]
+            assert [(answer.status, answer.json) for answer in answers] == [(200, "once")] * 2
+            assert sorted("broker-repeated" in answer.headers for answer in answers) == [False, True]
+            bare = {"Idempotency-Key": "8e03978e-40d5"}  # the same key, as many write it
+            answer = await ask(world, "/call/lab/m", [1], headers=bare)
+            assert (answer.json, answer.headers["broker-repeated"], answer.outcome) == ("once", "true", "ok")
+            answer = await ask(world, "/call/lab/m", [2], headers=keyed)
+            assert (answer.status, answer.outcome) == (409, "key_conflict")
+            assert await worker.silent() and world.books_balance()
+            assert await world.metric("broker_keys_joined_total") == 1
+            assert await world.metric("broker_keys_repeated_total") == 1
+            assert await world.metric("broker_keys_kept") == 1
+
+    run(main)
+
+
+def test_who_hangs_up_leaves_the_work_to_the_other() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            worker = await world.worker()
+            async with wire(world) as connection:
+                connection.send(written(world, "/call/lab/m", b"", CALLER, "POST", {"Idempotency-Key": "k"}))
+                call = await worker.taken()
+                other = asyncio.create_task(ask(world, "/call/lab/m", secret=CALLER, headers={"Idempotency-Key": "k"}))
+                await until(lambda: world.counters.keys_joined == 1, "the second has joined")
+            await until(lambda: world.counters.ended["cancelled"] == 1, "the first has left")
+            await worker.answer(call, result=7)
+            assert (await other).json == 7
+            assert await worker.silent(), "the worker has noticed nothing"
+
+    run(main)
+
+
+@pytest.mark.parametrize("key", ["", '"', '""', "x" * 256, '"a', "a b", '"\\n"', "\u00e4"])
+def test_what_is_no_key_is_invalid(key: str) -> None:
+    async def main() -> None:
+        async with serving() as world:
+            answer = await ask(world, "/call/lab/m", headers={"Idempotency-Key": key})
             assert (answer.status, answer.outcome) == (400, "invalid")
 
     run(main)
+
+
+def test_keys_as_headers_hold_them() -> None:
+    assert read_key("a-b") == read_key('"a-b"') == "a-b"
+    assert read_key('"a \\"b\\" \\\\"') == 'a "b" \\'
+    assert read_key("x" * 255) == read_key('"%s"' % ("x" * 255)) == "x" * 255
 
 
 def test_the_callers_hang_up_cancels() -> None:
@@ -380,7 +429,7 @@ def test_blanks_around_json_are_no_part_of_it() -> None:
 def test_an_event_stays_one_line() -> None:
     from broker.core.messages import Broadcast
 
-    event = encode_event(Broadcast("lab", None, 7, Body(b'{\r\n"a":\n"x\\ny"}')))
+    event = encode_event(Broadcast("lab", None, 7, Body(b'{\r\n"a":\n"x\\ny"}')), "n.2")
     lines = event.decode().split("\n")
-    assert lines[:2] == ["id: 7", "event: message"] and lines[3:] == ["", ""]
+    assert lines[:2] == ["id: 7.n.2", "event: message"] and lines[3:] == ["", ""]
     assert json.loads(lines[2].removeprefix("data: ")) == {"endpoint": "lab", "seq": 7, "data": {"a": "x\ny"}}

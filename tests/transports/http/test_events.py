@@ -17,9 +17,12 @@ from tests.transports.websocket.harness import CALLER, ELSEWHERE, LISTENER, Worl
 
 
 @asynccontextmanager
-async def listening(world: World, path: str = "/events/lab", secret: str = LISTENER) -> AsyncIterator[Wire]:
+async def listening(
+    world: World, path: str = "/events/lab", secret: str = LISTENER, **headers: str
+) -> AsyncIterator[Wire]:
     async with wire(world) as connection:
-        connection.send(written(world, path, None, secret, "GET", {}))
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.send(written(world, path, None, secret, "GET", given))
         status, headers = await connection.header()
         assert status == 200 and headers["content-type"] == "text/event-stream"
         assert headers["x-accel-buffering"] == "no" and headers["cache-control"] == "no-store"
@@ -41,9 +44,8 @@ def test_broadcasts_come_as_events() -> None:
             for n in (1, 2):
                 await ask(world, "/broadcast/lab", {"n": n}, secret=CALLER)
                 event = await next_event(listener)
-                assert event == {
-                    "id": str(n), "event": "message", "data": {"endpoint": "lab", "seq": n, "data": {"n": n}}
-                }  # fmt: skip
+                data = {"endpoint": "lab", "seq": n, "data": {"n": n}}
+                assert event == {"id": f"{n}.{world.broker.node}", "event": "message", "data": data}
             await ask(world, "/broadcast", "to all")
             event = await next_event(listener)
             assert event == {"event": "message", "data": {"data": "to all"}}
@@ -59,6 +61,46 @@ def test_a_topic_alone() -> None:
             await ask(world, "/broadcast/lab?topic=t", "yes", secret=CALLER)
             event = await next_event(listener)
             assert event["data"] == {"endpoint": "lab", "topic": "t", "seq": 1, "data": "yes"}
+
+    run(main)
+
+
+KEEPING = {"lab": {"history": 100}}
+
+
+@pytest.mark.parametrize("topic", [None, "t"])
+def test_the_last_event_id_brings_what_was_missed(topic: str | None) -> None:
+    query = f"?topic={topic}" if topic else ""
+
+    async def main() -> None:
+        async with serving(config(endpoints=KEEPING)) as world:
+            async with listening(world, f"/events/lab{query}") as listener:
+                await ask(world, f"/broadcast/lab{query}", 1, secret=CALLER)
+                last = (await next_event(listener))["id"]
+            for n in (2, 3):
+                await ask(world, f"/broadcast/lab{query}", n, secret=CALLER)
+            async with listening(world, f"/events/lab{query}", Last_Event_ID=last) as listener:
+                assert [(await next_event(listener))["data"]["data"] for _ in range(2)] == [2, 3]
+                await ask(world, f"/broadcast/lab{query}", 4, secret=CALLER)
+                event = await next_event(listener)
+                assert (event["data"]["seq"], event["id"]) == (4, last.replace("1", "4", 1))
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("last", "first"),
+    [("0", 1), ("2", 3), ("7", 1), ("2.another-life", 1), ("", 4), ("two", 4), ("-1", 4), ("9" * 30, 4), ("²", 4)],
+)
+def test_last_event_ids_of_another_life_are_void_and_others_not_looked_at(last: str, first: int) -> None:
+    async def main() -> None:
+        async with serving(config(endpoints=KEEPING)) as world:
+            for n in (1, 2, 3):
+                await ask(world, "/broadcast/lab", n, secret=CALLER)
+            async with listening(world, Last_Event_ID=last) as listener:
+                await ask(world, "/broadcast/lab", 4, secret=CALLER)
+                heard = [(await next_event(listener))["data"]["seq"] for _ in range(first, 5)]
+                assert heard == list(range(first, 5))
 
     run(main)
 

@@ -8,6 +8,7 @@ import tracemalloc
 
 import pytest
 
+from broker.core.budget import Budget
 from broker.core.messages import Broadcast
 from broker.core.sessions import Session
 from broker.core.topics import Fanouts
@@ -189,8 +190,8 @@ def test_a_broadcast_reaches_every_client_though_one_is_dead_and_one_does_not_re
 class Watched(Fanouts):
     """Remembers how many copies each slice had."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, budget: Budget) -> None:
+        super().__init__(budget)
         self.sizes: list[int] = []
 
     def slice(self, limit: int) -> tuple[Broadcast, tuple[Session, ...], dict[str, bytes]] | None:
@@ -207,7 +208,7 @@ def test_a_publish_goes_out_in_slices() -> None:
             listeners = [await world.peer("/ws/lab") for _ in range(40)]
             publisher = await world.caller()
             router = world.broker.router
-            router.fanouts = router.state.fanouts = watched = Watched()
+            router.fanouts = router.state.fanouts = watched = Watched(router.state.budget)
             await publisher.call("broker.publish", {"endpoint": "lab", "data": 1})
             for peer in listeners:
                 await peer.told("broker.message")

@@ -456,3 +456,47 @@ def test_thousands_of_requests_in_flight_each_find_their_caller() -> None:
             assert world.counters.ended["ok"] == 4000
 
     run(main, "uvloop")
+
+
+def test_credit_stays_behind_the_call_it_is_for() -> None:
+    """A worker whose outbox is crowded gets the call later; credit before it would be for an id it does not know."""
+
+    async def main() -> None:
+        async with serving() as world:
+            worker, caller = await world.worker(), await world.caller(query="listen=0&stream=in")
+            (session,) = [each for each in world.broker.router.sessions.by_id.values() if each.registrations]
+            peer: Any = session.link
+            sent: list[bytes] = []
+            real, crowded = peer._link, [False]
+
+            class Crowded:
+                """The link, as crowded as it is said to be."""
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(real, name)
+
+                def is_crowded(self) -> bool:
+                    return crowded[0]
+
+                def send_parts(self, parts: Any, binary: bool = False) -> None:
+                    sent.append(b"".join(parts))
+                    real.send_parts(parts, binary)
+
+            peer._link = Crowded()
+            await worker.sync()
+            sent.clear()
+            crowded[0] = True
+            wire_id = await caller.ask("m")
+            for upto in (6, 9):
+                await caller.send({"jsonrpc": "2.0", "method": "$/credit", "params": {"id": wire_id, "upto": upto}})
+            await caller.sync()
+            assert not sent
+            crowded[0] = False
+            peer.congested(False)
+            told = [json.loads(text) for text in sent]
+            assert [each["method"] for each in told[:2]] == ["m", "$/credit"]
+            assert [each["params"]["upto"] for each in told[1:]] == [6, 9]
+            await worker.answer(await worker.taken(), result=1)
+            assert (await caller.reply(wire_id))["result"] == 1
+
+    run(main)

@@ -18,13 +18,23 @@ export interface ServedRequest {
   /** Aborts when nobody waits for the answer any more. */
   readonly signal: AbortSignal;
   readonly cancelled: boolean;
-  /** Seconds until the answer is due, at least 0; null for a notification. */
+  /** Seconds until the answer is due, at least 0; null for a notification. A stream may go on while something flows. */
   readonly leftS: number | null;
+  /** Whether the caller sends parts. */
+  readonly hasParts: boolean;
+  /** What the caller sends, item by item; it is held back while nobody takes them. Every item is given once. */
+  parts<T = any>(): AsyncIterable<T>;
+  /**
+   * Tell the caller how far this is: `done`, of `total` if that is known, in whatever unit. Nothing happens if it did not
+   * ask. Passed on at most 20 times a second; the last one always comes, before the answer.
+   */
+  progress(done: number, total?: number | null, text?: string | null): void;
 }
 
 /**
- * Bytes in `params` come as ArrayBuffer, arrays as NdArray; in what it returns they travel as attachments. A text `doc`
- * of the function is shown to who asks `describe`.
+ * Bytes in `params` come as ArrayBuffer, arrays as NdArray; in what it returns they travel as attachments. A generator,
+ * or an async one, streams what it yields, as fast as its caller takes it. A text `doc` of the function is shown to who
+ * asks `describe`.
  */
 export type Served = ((params: any, request: ServedRequest) => unknown) & { doc?: string };
 
@@ -56,22 +66,53 @@ export interface ConnectOptions {
   reconnect?: boolean;
   /** Go on trying while there is no broker yet. Default false. */
   wait?: boolean;
+  /**
+   * For how many seconds the broker is to keep the session when the connection breaks: who is back by then goes on with
+   * its calls, streams and subscriptions as if nothing had been. With 0 a break ends what was under way. Default 30.
+   */
+  grace?: number;
   onState?: (state: State, error?: BrokerError) => void;
   /** A subscription or what is served could not be renewed on a new connection. */
   onError?: (error: BrokerError) => void;
 }
 
-export interface CallOptions {
-  /** The deadline in seconds; null leaves it to the broker. Default: that of `connect`. */
+export interface RequestOptions {
+  /**
+   * The deadline in seconds; null leaves it to the broker. Default: that of `connect`; for a stream, and a call with
+   * `parts`, none while something flows.
+   */
   timeout?: number | null;
+  /** How many seconds a stream may stand still. */
+  idle?: number | null;
   /** It may run twice: it is tried again if a worker or the connection is lost. */
   idempotent?: boolean;
   retries?: number;
+  /** Those of one group go to one worker where the endpoint is sticky, and displace each other where the newest wins. */
+  group?: string | null;
+  /** From -9 to 9: higher goes first. */
+  priority?: number;
   /** Queue it where no worker is there yet. */
   wait?: boolean;
   trace?: string;
+  /** Called with what the worker tells of its progress; what is not known is null. */
+  onProgress?: (done: number, total: number | null, text: string | null) => void;
+  /**
+   * Sent one by one as the worker takes them, each of any size. What it throws cancels the request and is what the call
+   * rejects with.
+   */
+  parts?: Iterable<unknown> | AsyncIterable<unknown> | null;
   /** Aborting it cancels the call. */
   signal?: AbortSignal;
+}
+
+export interface StreamOptions extends RequestOptions {
+  /** Tell in the stream's `timing` where the time went. */
+  timing?: boolean;
+}
+
+export interface CallOptions extends RequestOptions {
+  /** A second request with the same key and content joins the first one, or gets its reply again. Without parts. */
+  key?: string | null;
 }
 
 export interface MapOptions extends CallOptions {
@@ -89,6 +130,13 @@ export interface PublishOptions {
 
 export interface SubscribeOptions {
   topic?: string | null;
+  /**
+   * Bring, before what comes then, all that the broker has kept with a higher `seq` (0: all it has), and what comes while
+   * there is no connection.
+   */
+  since?: number | null;
+  /** That of the subscription the number `since` is from: if the broker was started anew, all it keeps comes. */
+  epoch?: string | null;
 }
 
 export interface ServeOptions {
@@ -128,6 +176,8 @@ export class Subscription<T = any> implements AsyncIterable<Message<T>> {
   private constructor();
   readonly endpoint: string | null;
   readonly topic: string | null;
+  /** The life of the topic at the broker, within which `seq` counts; empty before the broker has told. */
+  readonly epoch: string;
   /** Messages that were never read because too many were waiting. */
   readonly dropped: number;
   /** The next message; null after `close`. Rejects with a TimeoutError after `timeout` seconds. */
@@ -135,6 +185,32 @@ export class Subscription<T = any> implements AsyncIterable<Message<T>> {
   /** Listen no more. */
   close(): Promise<void>;
   [Symbol.asyncIterator](): AsyncIterator<Message<T>>;
+}
+
+/** In milliseconds since the request was accepted; null, or absent, for what never was. */
+export interface Timing {
+  /** How long it waited for a worker in all. */
+  queued_ms: number;
+  dispatched_ms?: number | null;
+  first_part_ms?: number | null;
+  ended_ms: number;
+}
+
+/**
+ * The items of a reply: `for await (const item of stream)`. What its reader does not take stops the worker. An error is
+ * thrown after the items that came before it; leaving the loop early cancels the request, as `close` does.
+ */
+export class Stream<T = any, R = any> implements AsyncIterableIterator<T> {
+  private constructor();
+  /** What the method returned after its last item. Throws before the end, and after a bad one. */
+  readonly result: R;
+  /** What the broker told of its times, in milliseconds, if `timing` was asked for; null before the end. */
+  readonly timing: Timing | null;
+  next(): Promise<IteratorResult<T, undefined>>;
+  return(value?: any): Promise<IteratorResult<T, any>>;
+  /** Read no more: the request is cancelled unless it has ended. */
+  close(): Promise<void>;
+  [Symbol.asyncIterator](): this;
 }
 
 /** What serves an endpoint, made by `serve`. */
@@ -145,6 +221,8 @@ export class Worker {
   readonly capacity: number;
   /** What the broker calls it. */
   readonly peer: string;
+  /** Requests under way here. */
+  readonly executing: number;
   /** Broadcast to the endpoint's listeners, or to one topic's subscribers, without an answer. */
   publish(data: unknown, options?: { topic?: string | null }): void;
   /** Take no more requests, finish those under way (at most `drain` seconds; with `now` none), and end. */
@@ -156,8 +234,14 @@ export class Client {
   readonly url: string;
   readonly state: State;
   readonly isConnected: boolean;
-  /** Ask `endpoint/method`, or one of the broker's own, `broker.…`. Bytes and arrays in `params` are attachments. */
+  /**
+   * Ask `endpoint/method`, or one of the broker's own, `broker.…`. Bytes and arrays in `params` are attachments; those of
+   * params above 16 MiB, which travel in pieces, must not be changed before the call has ended. The result of a method
+   * that yields is the list of its items.
+   */
   call<T = any>(method: string, params?: object | null, options?: CallOptions): Promise<T>;
+  /** Ask, and get the items that the method yields as they come. How it ends, badly too, the iteration tells. */
+  stream<T = any, R = any>(method: string, params?: object | null, options?: StreamOptions): Stream<T, R>;
   /** Take a call back by the promise that `call` gave; false if it had ended. */
   cancel(promise: Promise<unknown>): boolean;
   /** The results for many params, in their order. */

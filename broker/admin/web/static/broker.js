@@ -1,542 +1,67 @@
-// A client of the request broker for browsers and node: asks, tells, publishes, listens and serves.
+// A client of the request broker for browsers and node: asks, tells, streams, publishes, listens and serves.
 //
 //     import { connect } from "/static/broker.js"; // node: from "request-broker-client"
 //     const client = await connect("http://127.0.0.1:8787", { token });
 //     const text = await client.call("data/read", { path: "a.txt" }, { timeout: 5 });
 //
 // The names and arguments are those of the Python package, in JavaScript's spelling. Every call ends once: with a
-// result, or with a `BrokerError` that says how. Times are in seconds.
+// result, or with a `BrokerError` that says how. Times are in seconds. What this file only uses stands beside it:
+//
+//     errors        how calls end              calls    one call, on this side       sockets    opening a connection
+//     values        what travels, in pieces    serving  one request, on this side    sessions   going on after a break
+//     subscriptions broadcasts for a reader    streams  parts in and out, credit     moments    time
+
+import { Call, checkOptions, encodeParams, whereOf } from "./calls.js";
+import {
+  BadReply, BrokerError, CannotConnect, Cancelled, ConnectionLost, DeadlineExceeded, Fault, InvalidRequest, TooLarge,
+  errorOf, failure,
+} from "./errors.js";
+import { TIMER_MAX_MS, guarded, now, within } from "./moments.js";
+import { Serving } from "./serving.js";
+import { Session } from "./sessions.js";
+import { OPEN_TIMEOUT_S, abandon, baseOf, openSocket } from "./sockets.js";
+import { Stream, isIterable, iteratorOf } from "./streams.js";
+import { ASKED, END, PUT, Subscription, TOLD } from "./subscriptions.js";
+import { MESSAGE_MAX_BYTES, decode, isLarge, pack, unpack } from "./values.js";
+
+export {
+  BadReply, BrokerError, CannotConnect, Cancelled, ConnectionLost, DeadlineExceeded, Denied, DuplicateId, Fault,
+  InvalidRequest, KeyConflict, NoEndpoint, NoMethod, NoWorker, OUTCOMES, Overloaded, Refused, RemoteError, ShuttingDown,
+  SlowConsumer, TooLarge, WorkerLost,
+} from "./errors.js";
+export { NdArray } from "./values.js";
+export { Stream } from "./streams.js";
+export { Subscription } from "./subscriptions.js";
 
 const GUARD_S = 1; // how long after its deadline a call waits for the broker's word; the broker promises 0.25
 const DEFAULT_TIMEOUT_S = 30;
-const OPEN_TIMEOUT_S = 10;
+const DEFAULT_GRACE_S = 30;
 const SILENCE_S = 30; // a page cannot see the broker's pings, so after this long without a word it asks
 const CAPACITY = 64;
 const DRAIN_S = 25;
-const INBOX_MAX = 1000; // broadcasts a subscription keeps for its reader; then the oldest is dropped and counted
 const STEADY_S = 5; // a connection that held this long was a success: the next waits begin short again
 const BACKOFF_FIRST_S = 0.25;
 const BACKOFF_MOST_S = 15;
-const SENT_MAX = 2; // how often a repeatable call is put on the wire over all connections
-const MESSAGE_MAX_BYTES = 16 * 2 ** 20;
-const ENVELOPE_BYTES = 4096;
-const TIMER_MAX_MS = 2 ** 31 - 1; // setTimeout fires at once for more
-
-const NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}";
-const IS_METHOD = new RegExp(`^(?:(${NAME})/)?(${NAME})$`);
-const IN_NODE = Boolean(globalThis.process?.versions?.node);
+const REFUSALS_MAX = 3; // attempts to go on with a session that fail though the broker is there; then a new one is made
+const REQUEST_OPTIONS = "timeout idle idempotent retries group priority wait trace onProgress parts signal";
 const FINAL_CLOSES = new Set([1000, 1002, 1007, 4400, 4403, 4404, 4409]); // coming back makes no sense
-
-// ------------------------------------------------------------ how calls end
-
-/** Whatever this module raises about a request or a connection; the message is one line that says what to do. */
-export class BrokerError extends Error {
-  static outcome = "";
-  static advice = "";
-
-  constructor(detail = "", facts = {}) {
-    super(detail);
-    this.name = new.target.name;
-    this.outcome = new.target.outcome;
-    this.detail = detail;
-    this.endpoint = "";
-    this.method = "";
-    this.code = 0;
-    this.data = undefined;
-    this.retryable = false;
-    this.dispatched = false;
-    this.worker = null;
-    this.attempts = 0;
-    this.elapsedS = 0;
-    this.advice = new.target.advice;
-    Object.assign(this, facts);
-    this.message = sentence(this);
-  }
-}
-
-/** Which request, how it ended, why, how far it came, what to do. */
-function sentence(error) {
-  const { outcome, endpoint, method, worker, attempts, elapsedS, advice } = error;
-  const name = endpoint ? `${endpoint}/${method}` : method;
-  const said = error instanceof RemoteError ? `${error.type || error.code}: ${error.detail}` : error.detail;
-  const text = (name ? [name, outcome, said].filter(Boolean).join(": ") : said) || outcome;
-  const facts = [];
-  if (worker) facts.push(`worker ${worker}`);
-  if (attempts > 1) facts.push(`${attempts} attempts`);
-  const [time, unit] = elapsedS >= 1 ? [elapsedS, "s"] : [elapsedS * 1e3, "ms"];
-  if (elapsedS) facts.push(`after ${Number(time.toPrecision(3))} ${unit}`);
-  return `${text}${facts.length ? ` (${facts.join(", ")})` : ""}${advice ? `. ${advice}` : ""}`;
-}
-
-/** The worker answered with an error of its own; `type` is the name of the exception there, if it said one. */
-export class RemoteError extends BrokerError {
-  static outcome = "worker_error";
-  static advice = "The worker's log says more.";
-  get type() {
-    return typeof this.data?.type === "string" ? this.data.type : "";
-  }
-}
-export class NoEndpoint extends BrokerError {
-  static outcome = "no_endpoint";
-  static advice = "Check the name, or start its worker.";
-}
-export class NoMethod extends BrokerError {
-  static outcome = "no_method";
-  static advice = "Check the name; `broker describe` lists the methods.";
-}
-/** The request, one of its options or its params are wrong; many such are found before anything is sent. */
-export class InvalidRequest extends BrokerError {
-  static outcome = "invalid";
-}
-export class NoWorker extends BrokerError {
-  static outcome = "no_worker";
-  static advice = "Start a worker, or ask with wait to queue until one comes.";
-}
-export class WorkerLost extends BrokerError {
-  static outcome = "worker_lost";
-  static advice = "The request may have run. Mark it idempotent to have it tried elsewhere.";
-}
-/** `phase` is `queued` (no worker had it) or `executing`; empty if the broker said nothing. */
-export class DeadlineExceeded extends BrokerError {
-  static outcome = "deadline";
-  static advice = "Give it a longer timeout, or look whether the worker hangs.";
-  get phase() {
-    return this.data?.phase ?? "";
-  }
-}
-/** `bound` names what was reached; wait `retryAfterS`. */
-export class Overloaded extends BrokerError {
-  static outcome = "overloaded";
-  static advice = "Wait a moment and repeat, or raise the bound in the broker's configuration.";
-  get bound() {
-    return this.data?.bound ?? "";
-  }
-  get retryAfterS() {
-    return (this.data?.retry_after_ms ?? 0) / 1000;
-  }
-}
-/** By an AbortSignal, whose reason is in `reason`, or by others: `cause` says by whom. */
-export class Cancelled extends BrokerError {
-  static outcome = "cancelled";
-  get cause() {
-    return this.data?.cause ?? "";
-  }
-}
-export class Denied extends BrokerError {
-  static outcome = "denied";
-  static advice = "Ask whoever runs the broker for a token with the role at this endpoint.";
-}
-export class ShuttingDown extends BrokerError {
-  static outcome = "shutting_down";
-  static advice = "Connect again in a moment and repeat.";
-}
-export class TooLarge extends BrokerError {
-  static outcome = "too_large";
-  static advice = "Send less at once, or raise the bound.";
-}
-export class SlowConsumer extends BrokerError {
-  static outcome = "slow_consumer";
-  static advice = "Read faster, or ask for less at once.";
-}
-export class DuplicateId extends BrokerError {
-  static outcome = "duplicate_id";
-  static advice = "Give every request an id of its own.";
-}
-export class BadReply extends BrokerError {
-  static outcome = "bad_reply";
-  static advice = "Look at the worker.";
-}
-export class KeyConflict extends BrokerError {
-  static outcome = "key_conflict";
-  static advice = "Make a new key for a new request.";
-}
-/** The connection broke before the answer came; `mayHaveExecuted` is false only if nothing of the request was sent. */
-export class ConnectionLost extends BrokerError {
-  static outcome = "connection_lost";
-  constructor(detail, { mayHaveExecuted = false, ...facts } = {}) {
-    let advice = "";
-    if (facts.method) {
-      advice = mayHaveExecuted
-        ? "It may have run; look before you repeat it."
-        : "It did not reach the broker; repeating it is safe.";
-    }
-    super(detail, { mayHaveExecuted, retryable: !mayHaveExecuted, advice, ...facts });
-  }
-}
-/** There is no broker at `url`, or it does not speak as one. */
-export class CannotConnect extends BrokerError {
-  static outcome = "cannot_connect";
-}
-/** The broker does not let us in: `status` is 401 for a bad credential, 403 for a foreign page or a role. */
-export class Refused extends BrokerError {
-  static outcome = "refused";
-}
-
-const BY_CODE = new Map([
-  [-32700, InvalidRequest], [-32600, InvalidRequest], [-32602, InvalidRequest], [-32601, NoMethod],
-  [-32001, NoWorker], [-32002, WorkerLost], [-32003, DeadlineExceeded], [-32004, Overloaded], [-32005, Cancelled],
-  [-32006, Denied], [-32007, ShuttingDown], [-32008, TooLarge], [-32009, SlowConsumer], [-32010, DuplicateId],
-  [-32011, BadReply], [-32012, KeyConflict],
-]);
-const BY_OUTCOME = new Map([NoEndpoint, RemoteError, ...BY_CODE.values()].map((kind) => [kind.outcome, kind]));
-
-/** The outcomes a broker can report, each with its class. */
-export const OUTCOMES = Object.freeze(Object.fromEntries(BY_OUTCOME));
-
-/** What a served function throws to end its request with an error of its own making. */
-export class Fault extends Error {
-  constructor(message, { code = -32000, data, retryable = false } = {}) {
-    super(message);
-    this.name = "Fault";
-    Object.assign(this, { code, data, retryable });
-  }
-}
-
-function errorOf(error, meta, where, elapsedS) {
-  const code = Number.isInteger(error?.code) ? error.code : -32603;
-  const told = typeof error?.data === "object" && error.data ? error.data : {};
-  const worker = meta?.worker ?? null;
-  // The broker wraps its own codes when a worker uses them; of the specification's, its own name no worker.
-  const own = (code < -32000 && code > -32020) || (worker === null && BY_CODE.has(code));
-  const kind = own ? (BY_OUTCOME.get(told.outcome) ?? BY_CODE.get(code) ?? RemoteError) : RemoteError;
-  const message = typeof error?.message === "string" ? error.message : "";
-  const detail = typeof told.detail === "string" ? told.detail : "";
-  const facts = {
-    ...where,
-    elapsedS,
-    code,
-    data: error?.data,
-    worker,
-    attempts: told.attempts ?? meta?.attempts ?? 0,
-    dispatched: kind === RemoteError || told.dispatched === true,
-    retryable: meta?.retryable === true || (own && told.retryable === true),
-  };
-  if (kind === RemoteError && (code === -32601 || code === -32602)) {
-    return new kind(detail ? `${message}: ${detail}` : message, { ...facts, advice: "" });
-  }
-  if (kind === DeadlineExceeded && told.phase === "queued") {
-    facts.advice = "No worker was free for it: start more workers, or give it a longer timeout.";
-  }
-  return new kind((kind !== RemoteError && detail) || message, facts);
-}
-
-// ------------------------------------------------------------ values and attachments
-
-/** This machine's byte order, as numpy writes it. */
-const ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] ? "<" : ">";
-const TYPED = new Map([
-  [`${ENDIAN}f4`, Float32Array], [`${ENDIAN}f8`, Float64Array],
-  ["|i1", Int8Array], [`${ENDIAN}i2`, Int16Array], [`${ENDIAN}i4`, Int32Array], [`${ENDIAN}i8`, BigInt64Array],
-  ["|u1", Uint8Array], [`${ENDIAN}u2`, Uint16Array], [`${ENDIAN}u4`, Uint32Array], [`${ENDIAN}u8`, BigUint64Array],
-  ["|b1", Uint8Array],
-]);
-
-function dtypeOf(data) {
-  for (const [dtype, kind] of TYPED) if (data instanceof kind) return dtype;
-  return "";
-}
-
-/**
- * An array of numbers with a shape, as numpy has them: `data` is a typed array in C order, `dtype` as numpy writes it.
- * Where JavaScript has no such numbers (complex, text, dates, the other byte order) `data` is their bytes, an
- * ArrayBuffer. Booleans are a Uint8Array of 0 and 1 with the dtype `|b1`.
- */
-export class NdArray {
-  constructor(data, shape = [data?.length], dtype = dtypeOf(data)) {
-    const lengths = Array.isArray(shape) && shape.length <= 32 && shape.every((n) => Number.isSafeInteger(n) && n >= 0);
-    if (!lengths) throw new RangeError("the shape of an array is a list of at most 32 lengths");
-    if (typeof dtype !== "string" || !dtype) throw new TypeError("an array has typed numbers, or bytes and a dtype");
-    const kind = TYPED.get(dtype);
-    if (kind && data instanceof ArrayBuffer && data.byteLength % kind.BYTES_PER_ELEMENT === 0) data = new kind(data);
-    const items = shape.reduce((product, n) => product * n, 1);
-    if (kind ? !(data instanceof kind) || data.length !== items : !(data instanceof ArrayBuffer)) {
-      const has = data?.byteLength ?? 0;
-      throw new RangeError(`an array of dtype ${dtype.slice(0, 40)} and shape [${shape}] is not made of ${has} bytes`);
-    }
-    Object.assign(this, { data, shape, dtype });
-  }
-}
-
-/** A value as JSON text; bytes and arrays in it are put into `attachments`, `{"$buffer": 0}` in their places. */
-function encode(value, attachments) {
-  const attach = (view) => ({ $buffer: attachments.push(view) - 1 });
-  const lift = (raw) => {
-    if (raw instanceof ArrayBuffer) return attach(new Uint8Array(raw));
-    if (raw instanceof NdArray) {
-      const { data, shape, dtype } = raw;
-      const { buffer = data, byteOffset = 0, byteLength } = data;
-      return { $array: attach(new Uint8Array(buffer, byteOffset, byteLength)), dtype, shape };
-    }
-    // Of the views, those of bytes are bytes; those of other numbers are arrays of one dimension.
-    const isBytes = raw instanceof Uint8Array || raw instanceof Uint8ClampedArray || raw instanceof DataView;
-    if (!isBytes && dtypeOf(raw)) return lift(new NdArray(raw));
-    return attach(new Uint8Array(raw.buffer, raw.byteOffset, raw.byteLength));
-  };
-  const text = JSON.stringify(value, function replace(key, given) {
-    const raw = this[key]; // as it was before a toJSON, which node's Buffer has
-    if (raw instanceof ArrayBuffer || raw instanceof NdArray || ArrayBuffer.isView(raw)) return lift(raw);
-    if (typeof given === "number" && !Number.isFinite(given)) {
-      throw new TypeError(`${given} is no JSON; send null, or an array, which may hold it`);
-    }
-    return given;
-  });
-  return text ?? "null";
-}
-
-function tooLarge(text, attachments) {
-  let size = text.length;
-  if (size * 3 > MESSAGE_MAX_BYTES - ENVELOPE_BYTES) size = new TextEncoder().encode(text).length;
-  for (const attachment of attachments) size += attachment.length;
-  return size > MESSAGE_MAX_BYTES - ENVELOPE_BYTES
-    ? `a message of ${size} bytes is above the bound of ${MESSAGE_MAX_BYTES} bytes`
-    : "";
-}
-
-/** Values whose attachments stand where they are referred to, as ArrayBuffers and NdArrays. */
-function decode(value, attachments) {
-  if (typeof value !== "object" || value === null) return value;
-  if (Array.isArray(value)) return value.map((item) => decode(item, attachments));
-  const keys = Object.keys(value);
-  if (keys.length === 1 && keys[0] === "$buffer") {
-    const attachment = attachments[value.$buffer];
-    if (!attachment) throw new TypeError(`"$buffer": ${value.$buffer} names none of ${attachments.length} attachments`);
-    return attachment;
-  }
-  if (keys.length === 3 && keys.includes("$array")) {
-    const data = decode(value.$array, attachments);
-    if (!(data instanceof ArrayBuffer)) throw new TypeError('"$array" wants {"$buffer": n}');
-    return new NdArray(data, value.shape ?? null, value.dtype ?? null);
-  }
-  for (const key of keys) value[key] = decode(value[key], attachments); // its own members all, "__proto__" too
-  return value;
-}
-
-/** uint32 n | n offsets | part 0, the text | part 1 …; the first attachment begins at a multiple of 8. */
-function pack(text, attachments) {
-  const head = 4 * (attachments.length + 2);
-  const encoded = new TextEncoder().encode(text);
-  const padding = -(head + encoded.length) & 7;
-  const offsets = [head];
-  let size = head + encoded.length + padding;
-  for (const attachment of attachments) {
-    offsets.push(size);
-    size += attachment.length;
-  }
-  const frame = new Uint8Array(size);
-  const table = new DataView(frame.buffer);
-  table.setUint32(0, offsets.length);
-  offsets.forEach((offset, index) => table.setUint32(4 * (index + 1), offset));
-  frame.set(encoded, head);
-  frame.fill(0x20, head + encoded.length, head + encoded.length + padding);
-  attachments.forEach((attachment, index) => frame.set(attachment, offsets[index + 1]));
-  return frame;
-}
-
-function unpack(frame) {
-  const table = new DataView(frame);
-  const count = table.getUint32(0);
-  if (count < 1 || 4 * (count + 1) > frame.byteLength) throw new RangeError("a binary message of no parts");
-  const offsets = Array.from({ length: count }, (_, index) => table.getUint32(4 * (index + 1)));
-  offsets.push(frame.byteLength);
-  const parts = offsets.slice(0, -1).map((offset, index) => {
-    if (offset < 4 * (count + 1) || offset > offsets[index + 1]) throw new RangeError("offsets out of order");
-    return frame.slice(offset, offsets[index + 1]);
-  });
-  return [new TextDecoder("utf-8", { fatal: true }).decode(parts[0]), parts.slice(1)];
-}
-
-// ------------------------------------------------------------ opening a WebSocket
-
-async function webSocketClass() {
-  if (globalThis.WebSocket) return globalThis.WebSocket;
-  try {
-    return (await import("ws")).WebSocket;
-  } catch {
-    // npm links a folder it installs: then "ws" lies beside the program, not beside this file
-    const { createRequire } = await import("node:module");
-    try {
-      return createRequire(`${process.cwd()}/`)("ws").WebSocket;
-    } catch {
-      throw new CannotConnect("this node has no WebSocket: `npm install ws`, or use node 22 or newer");
-    }
-  }
-}
-
-function baseOf(url) {
-  let base;
-  try {
-    base = new URL(url);
-  } catch {
-    throw new InvalidRequest(`${url} is no URL of a broker, such as http://127.0.0.1:8787`);
-  }
-  const scheme = { "http:": "http:", "ws:": "http:", "https:": "https:", "wss:": "https:" }[base.protocol];
-  if (!scheme || base.username || base.search) {
-    throw new InvalidRequest("the URL of a broker is http(s) or ws(s), with neither a user name nor a query");
-  }
-  return `${scheme}//${base.host}${base.pathname.replace(/\/(ws\/?)?$/, "")}`;
-}
-
-/** Exchange the token, or the page's cookie, for a ticket. Unlike a WebSocket this says why we are not let in. */
-async function ticketFor(base, token) {
-  let response, told;
-  try {
-    response = await fetch(`${base}/ticket`, {
-      method: "POST",
-      headers: token ? { Authorization: `Bearer ${token}` } : {},
-      signal: AbortSignal.timeout(OPEN_TIMEOUT_S * 1000),
-    });
-    told = await response.json().catch(() => ({}));
-  } catch (error) {
-    const reason = error.cause?.message ?? error.message;
-    throw new CannotConnect(`no broker at ${base}: ${reason}`, { url: base, retryable: true });
-  }
-  if (response.ok && told.ticket) return told.ticket;
-  const { status } = response;
-  if (status === 404 || response.ok) {
-    throw new CannotConnect(`what answers at ${base} is no broker (HTTP ${status})`, { url: base });
-  }
-  const reason = typeof told.error === "string" ? told.error.slice(0, 500) : `HTTP ${status}`;
-  const comeBack = status === 429 || status >= 500;
-  const facts = { status, code: status, comeBack, retryable: comeBack };
-  throw new Refused(`the broker at ${base} does not let us in: ${reason}`, facts);
-}
-
-function base64url(text) {
-  const bytes = new TextEncoder().encode(text);
-  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
-}
-
-async function openSocket(base, options) {
-  const [token, given] = await Promise.all([valueOf(options.token), valueOf(options.ticket)]);
-  // A browser shows no reason where a WebSocket is refused, so there the ticket is asked for first.
-  const ticket = given ?? (IN_NODE ? null : await ticketFor(base, token));
-  const protocols = ticket || !token ? ["jsonrpc"] : ["jsonrpc", `bearer.${base64url(token)}`];
-  const query = ticket ? `&ticket=${encodeURIComponent(ticket)}` : "";
-  const WebSocket = await webSocketClass();
-  const socket = new WebSocket(`${base.replace(/^http/, "ws")}/ws?binary=1&meta=1${query}`, protocols);
-  socket.binaryType = "arraybuffer";
-  const why = await new Promise((resolve) => {
-    const timer = setTimeout(() => resolve(`no answer within ${OPEN_TIMEOUT_S} s`), OPEN_TIMEOUT_S * 1000);
-    const done = (reason) => {
-      clearTimeout(timer);
-      resolve(reason);
-    };
-    socket.onopen = () => done("");
-    socket.onerror = (event) => done(event.message || "its WebSocket did not open");
-    socket.onclose = (event) => done(event.reason || "its WebSocket did not open");
-  });
-  if (!why) return socket;
-  socket.onopen = socket.onclose = null;
-  socket.onerror = () => {}; // without one, node would end the process
-  socket.close();
-  if (IN_NODE && !ticket) await ticketFor(base, token); // says whether it was the credential, or that nobody is there
-  throw new CannotConnect(`no connection to ${base}: ${why}`, { url: base, retryable: true });
-}
-
-async function valueOf(given) {
-  return typeof given === "function" ? given() : given;
-}
-
-// ------------------------------------------------------------ subscriptions and workers
-
-const PUT = Symbol("put");
-const END = Symbol("end");
-const BEGIN_AT = Symbol("begin at");
-
-/**
- * Broadcasts of one endpoint or topic: `for await (const message of subscription)`, unless they go to a callback. Made
- * by `subscribe`. Ends with `close()`, or by throwing ConnectionLost when there will be no connection any more. It
- * survives reconnecting; what came meanwhile is counted in `message.missed`. At most 1,000 unread messages are kept;
- * `dropped` counts those that had to go.
- */
-export class Subscription {
-  #callback;
-  #close;
-  #inbox = [];
-  #waiting = null; // the promise of those who wait for a message
-  #wake = () => {}; // resolves it
-  #last = null;
-  #ended = false;
-  #error = null;
-
-  constructor(endpoint, topic, callback, close) {
-    Object.assign(this, { endpoint, topic, dropped: 0 });
-    this.#callback = callback;
-    this.#close = close;
-  }
-
-  /** Listen no more. */
-  async close() {
-    this[END](null);
-    await this.#close(this);
-  }
-
-  /** The next message; null after `close`. Rejects with a TimeoutError after `timeout` seconds. */
-  async get(timeout = null) {
-    const late = `no broadcast of ${this.endpoint ?? "everybody"} within ${timeout} s`;
-    const deadline = timeout === null ? Infinity : now() + timeout;
-    for (;;) {
-      const message = this.#inbox.shift();
-      if (message) return message;
-      if (this.#error) throw this.#error;
-      if (this.#ended) return null;
-      await within(deadline - now(), this.#news(), late);
-    }
-  }
-
-  async *[Symbol.asyncIterator]() {
-    for (let message; (message = await this.get()) !== null; ) yield message;
-  }
-
-  /** Resolves when there is something to look at; one promise for all who wait. */
-  #news() {
-    this.#waiting ??= new Promise((resolve) => (this.#wake = resolve));
-    return this.#waiting;
-  }
-
-  #tell() {
-    this.#waiting = null;
-    this.#wake();
-  }
-
-  [BEGIN_AT](seq) {
-    this.#last ??= seq ?? null;
-  }
-
-  [PUT]({ endpoint, topic, seq, data }) {
-    if (this.#ended) return;
-    const missed = seq !== null && this.#last !== null && seq > this.#last ? seq - this.#last - 1 : 0;
-    if (seq !== null) this.#last = seq;
-    const message = { endpoint, topic, seq, data, missed };
-    if (this.#callback) {
-      guarded(this.#callback, message);
-      return;
-    }
-    if (this.#inbox.length >= INBOX_MAX) {
-      this.#inbox.shift();
-      this.dropped += 1;
-    }
-    this.#inbox.push(message);
-    this.#tell();
-  }
-
-  [END](error) {
-    if (this.#ended) return;
-    this.#ended = true;
-    this.#error = error;
-    this.#tell();
-  }
-}
 
 /** What serves an endpoint, made by `serve`. `peer` is what the broker calls it. */
 export class Worker {
   #publish;
   #stop;
+  #running;
 
-  constructor(facts, publish, stop) {
+  constructor(facts, publish, stop, running) {
     Object.assign(this, facts);
     this.#publish = publish;
     this.#stop = stop;
+    this.#running = running;
+  }
+
+  /** Requests under way here. */
+  get executing() {
+    return this.#running().length;
   }
 
   /** Broadcast to the endpoint's listeners, or to one topic's subscribers, without an answer. */
@@ -556,25 +81,33 @@ export class Worker {
 export class Client {
   #base;
   #options;
-  #link = null; // { socket, heard, openedAt } while there is a connection
+  #graceS;
+  #link = null; // { socket, heard, openedAt, … } while there is a connection
+  #opening = null; // one that is open, but of which the broker has not yet said which session it is for
+  #session = null; // what is known of the session; null before there is one, and when it is lost
+  #loss = ""; // why the last connection ended
   #state = "connecting";
   #closing = false; // by our own will
   #ended = null; // why there will be no connection any more
   #calls = new Map(); // id → call, in the order they were asked
-  #ids = new WeakMap(); // promise of a call → its id
+  #promised = new WeakMap(); // promise of a call → the call
   #lastId = 0;
   #failures = 0;
   #wake = null; // ends a wait between two attempts
-  #timer = null;
-  #standing = new Map(); // key → { method, params, renewed, refused }, asked again on every connection
+  #beat = null; // timer that looks whether the broker is still there
+  #graceTimer = null;
+  #standing = new Map(); // key → { method, params, renewed, refused }, asked again in every session
   #subscriptions = new Map(); // key → Set of subscriptions
-  #served = new Map(); // endpoint → { functions, drain }
-  #running = new Map(); // id of a request given to us → { controller, endpoint, done }
+  #served = new Map(); // endpoint → its functions
+  #running = new Map(); // id of a request given to us → its Serving
 
   constructor(url, options) {
-    checkOptions("connect", options, "token ticket timeout reconnect wait onState onError");
+    checkOptions("connect", options, "token ticket timeout reconnect wait grace onState onError");
+    const { grace = DEFAULT_GRACE_S, reconnect = true } = options;
+    if (!(grace >= 0 && grace < Infinity)) throw new InvalidRequest(`grace ${grace} is not a number of seconds, or 0`);
     this.#base = baseOf(url);
     this.#options = options;
+    this.#graceS = reconnect ? grace : 0; // who does not come back needs none
   }
 
   /** Where the broker is. */
@@ -594,22 +127,37 @@ export class Client {
 
   // ---------------------------------------------------------- asking
 
-  /** Ask `endpoint/method`, or one of the broker's own, `broker.…`. Rejects with a BrokerError. */
+  /**
+   * Ask `endpoint/method`, or one of the broker's own, `broker.…`. Rejects with a BrokerError, or with what `parts`
+   * throws. The result of a method that yields is the list of its items; `stream` gives them one by one.
+   */
   call(method, params, options = {}) {
-    let id;
+    let call;
     const promise = new Promise((resolve, reject) => {
-      checkOptions("call", options, "timeout idempotent retries wait trace signal");
-      id = this.#ask(method, params, options, {}, resolve, reject);
+      checkOptions("call", options, `key ${REQUEST_OPTIONS}`);
+      call = this.#ask(method, params, options, {}, resolve, reject);
     });
-    if (id !== undefined) this.#ids.set(promise, id);
+    if (call) this.#promised.set(promise, call);
     return promise;
   }
 
   /** Take back a call, by the promise that `call` gave: it rejects with Cancelled, and the worker is told. */
   cancel(promise) {
-    const call = this.#calls.get(this.#ids.get(promise));
-    if (call) this.#takeBack(call);
-    return call !== undefined;
+    const call = this.#promised.get(promise);
+    if (!call || !this.#calls.has(call.id)) return false;
+    this.#takeBack(call);
+    return true;
+  }
+
+  /**
+   * Ask, and get the items that the method yields as they come: a Stream to iterate over. How it ends, badly too, the
+   * iteration tells. Without `timeout` the broker's deadline holds until the first item, then the stream may go on for
+   * as long as it flows. With `timing` the stream's `timing` tells where the time went.
+   */
+  stream(method, params, options = {}) {
+    checkOptions("stream", options, `timing ${REQUEST_OPTIONS}`);
+    const call = this.#ask(method, params, options, { stream: true });
+    return new Stream(call.in, () => this.#takeBack(call));
   }
 
   /**
@@ -618,6 +166,9 @@ export class Client {
    * cancelled, as they are when the iteration is left early. Options as for `call`.
    */
   async *map(method, many, { concurrency = 16, returnExceptions = false, ...options } = {}) {
+    if (isIterable(options.parts) && iteratorOf(options.parts) === options.parts) {
+      throw new InvalidRequest("parts can be iterated over once only, and every request sends them: give a list");
+    }
     if (!(concurrency >= 1)) throw new InvalidRequest(`concurrency ${concurrency} is not at least 1`);
     const flight = [];
     const first = () => {
@@ -640,9 +191,13 @@ export class Client {
   /** Tell `endpoint/method`: no answer, and no promise that it arrives. Throws if there is no connection now. */
   notify(method, params) {
     const where = whereOf(method);
-    const [text, attachments] = encodeFor(where, params);
+    const [text, attachments] = encodeParams(where, params);
+    if (isLarge(text, attachments)) {
+      const detail = `what nobody answers is one message, of at most ${MESSAGE_MAX_BYTES} bytes`;
+      throw new TooLarge(detail, { ...where, code: -32008 });
+    }
     if (!this.#isOpen()) throw new ConnectionLost("there is no connection to the broker now", where);
-    this.#send(`{"jsonrpc":"2.0","method":"${method}"${text && `,"params":${text}`}}`, attachments);
+    this.#say(`{"jsonrpc":"2.0","method":"${method}"${text && `,"params":${text}`}}`, attachments);
   }
 
   /** Broadcast to an endpoint's listeners, to a topic's, to one peer (`to`), or with null to everybody. */
@@ -673,22 +228,30 @@ export class Client {
 
   /**
    * Listen to an endpoint's broadcasts, to one of its topics, or with null to what goes to everybody. Resolves to a
-   * Subscription to iterate over, or calls `callback` with every message.
+   * Subscription to iterate over, or calls `callback` with every message. `since` brings, before what comes then, all
+   * that the broker has kept with a higher `seq` (0: all it has), and what comes while there is no connection; `epoch`
+   * is that of the subscription the number is from: if the broker was started anew since, all it keeps comes.
    */
   async subscribe(endpoint, callback, options) {
     if (options === undefined && typeof callback === "object") [callback, options] = [null, callback];
     if (callback != null && typeof callback !== "function") throw new InvalidRequest("a callback is a function");
-    checkOptions("subscribe", (options ??= {}), "topic");
+    checkOptions("subscribe", (options ??= {}), "topic since epoch");
+    const { since = null, epoch = null } = options;
     const place = placeOf({ endpoint, topic: options.topic });
     const { topic = null } = place;
     const key = keyOf(endpoint, topic);
-    const subscription = new Subscription(endpoint, topic, callback, () => this.#unsubscribe(key, subscription, place));
     const others = this.#subscriptions.get(key) ?? new Set();
+    if (since !== null && endpoint == null) throw new InvalidRequest("what is kept belongs to an endpoint; name it");
+    if (since !== null && others.size) {
+      throw new InvalidRequest("it is listened to already; what was before would come to all who listen", { endpoint });
+    }
+    const close = () => this.#unsubscribe(key, subscription, place);
+    const subscription = new Subscription(endpoint, topic, callback, close, since, epoch ?? "");
     this.#subscriptions.set(key, others.add(subscription)); // before the reply: broadcasts may come right behind it
     if (endpoint == null) return subscription;
     try {
-      const told = await this.#request("broker.subscribe", place, { repeat: true });
-      subscription[BEGIN_AT](told.seq);
+      const params = { ...place, ...subscription[ASKED]() };
+      subscription[TOLD](await this.#request("broker.subscribe", params, { repeat: true }));
     } catch (error) {
       this.#drop(key, subscription);
       throw error;
@@ -696,7 +259,8 @@ export class Client {
     if (!others.has(subscription)) return subscription; // it was closed meanwhile
     this.#standing.set(key, {
       method: "broker.subscribe",
-      params: place,
+      params: () => Object.assign({}, place, ...[...others].map((each) => each[ASKED]())),
+      renewed: (told) => others.forEach((each) => each[TOLD](told)),
       refused: (error) => {
         this.#subscriptions.delete(key);
         for (const each of others) each[END](error);
@@ -706,8 +270,15 @@ export class Client {
   }
 
   async #unsubscribe(key, subscription, place) {
-    if (!this.#drop(key, subscription) || place.endpoint === undefined || !this.#isOpen()) return;
-    await this.#request("broker.unsubscribe", place).catch(unlessLost); // lost, it is subscribed to nothing
+    if (this.#drop(key, subscription) && place.endpoint !== undefined) await this.#giveUp("broker.unsubscribe", place);
+  }
+
+  /** End what stands in this session; without one there is nothing to end. */
+  async #giveUp(method, params) {
+    if (!this.#session) return;
+    const given = this.#request(method, params, { once: true });
+    if (this.#isOpen()) await given.catch(unlessLost);
+    else given.catch(() => {}); // told when the session goes on, which may take a while
   }
 
   /** Whether it was the last one of its key. */
@@ -748,10 +319,11 @@ export class Client {
       { endpoint, name, capacity, peer: told.peer },
       (data, topic) => this.#tellAll(endpoint, data, topic),
       (now) => this.#stop(endpoint, functions, now ? 0 : drain),
+      () => (this.#served.get(endpoint) === functions ? this.#runningAt(endpoint) : []),
     );
     this.#standing.set(`serve ${endpoint}`, {
       method: "broker.serve",
-      params,
+      params: () => params,
       renewed: ({ peer }) => (worker.peer = peer),
       refused: () => this.#served.delete(endpoint),
     });
@@ -770,17 +342,20 @@ export class Client {
   async #stop(endpoint, functions, drain) {
     if (this.#served.get(endpoint) !== functions) return;
     this.#standing.delete(`serve ${endpoint}`);
-    if (this.#isOpen()) await this.#request("broker.unserve", { endpoint }).catch(unlessLost);
-    const left = () => [...this.#running.values()].filter((request) => request.endpoint === endpoint);
+    await this.#giveUp("broker.unserve", { endpoint });
     let timer;
     const late = new Promise((resolve) => (timer = setTimeout(resolve, Math.min(drain * 1000, TIMER_MAX_MS))));
-    await Promise.race([late, Promise.all(left().map(({ done }) => done))]);
+    await Promise.race([late, Promise.all(this.#runningAt(endpoint).map(({ done }) => done))]);
     clearTimeout(timer);
-    for (const { controller, answer } of left()) {
-      answer(failure(new Fault("the worker stopped before it was done")));
-      controller.abort(new Cancelled("the worker stops"));
+    for (const serving of this.#runningAt(endpoint)) {
+      serving.answer(failure(new Fault("the worker stopped before it was done")));
+      serving.abort(new Cancelled("the worker stops"));
     }
     if (this.#served.get(endpoint) === functions) this.#served.delete(endpoint);
+  }
+
+  #runningAt(endpoint) {
+    return [...this.#running.values()].filter((serving) => serving.endpoint === endpoint);
   }
 
   /** End: calls in flight reject with ConnectionLost, what is served is given up. */
@@ -794,81 +369,94 @@ export class Client {
 
   // ---------------------------------------------------------- calls
 
-  /** A call of this module's own: `repeat` puts it on the next connection too, `once` never. */
+  /** A call of this module's own: `repeat` puts it into the next session too, `once` never. */
   #request(method, params, how = {}, options = {}) {
-    return new Promise((resolve, reject) => this.#ask(method, params, options, how, resolve, reject));
+    return new Promise((resolve, reject) => this.#ask(method, params, options, { how }, resolve, reject));
   }
 
-  #ask(name, params, options, how, resolve, reject) {
-    const { timeout: ours = DEFAULT_TIMEOUT_S } = this.#options;
-    const { timeout = ours, signal } = options;
-    const where = whereOf(name);
-    if (timeout !== null && !(timeout > 0 && timeout < Infinity)) {
-      throw new InvalidRequest(`timeout ${timeout} is not a positive number of seconds`, where);
+  #ask(name, params, options, about, resolve, reject) {
+    const { timeout: timeoutS = DEFAULT_TIMEOUT_S } = this.#options;
+    const { signal } = options;
+    const call = new Call(++this.#lastId, name, params, options, { ...about, timeoutS });
+    if (resolve) Object.assign(call, { resolve, reject }); // else it is its stream that ends
+    if (this.#ended) {
+      call.reject(new ConnectionLost(this.#ended.detail, call.where));
+      return call;
     }
-    if (options.retries && !options.idempotent) {
-      throw new InvalidRequest("retries needs idempotent: true; what is not idempotent runs at most once", where);
+    if (signal?.aborted) {
+      call.reject(new Cancelled("taken back here", { ...call.where, reason: signal.reason }));
+      return call;
     }
-    const [text, attachments] = encodeFor(where, params);
-    if (this.#ended) throw new ConnectionLost(this.#ended.detail, where);
-    if (signal?.aborted) throw new Cancelled("taken back here", { ...where, reason: signal.reason });
-    const begunAt = now();
-    const deadline = timeout === null ? null : begunAt + timeout;
-    const id = ++this.#lastId;
-    const call = {
-      id, name, where, text, attachments, options, how, signal, begunAt, deadline, resolve, reject, sent: 0, link: null,
-    };
     if (signal) {
-      call.abort = () => this.#takeBack(call);
-      signal.addEventListener("abort", call.abort, { once: true });
+      call.onAbort = () => this.#takeBack(call);
+      signal.addEventListener("abort", call.onAbort, { once: true });
     }
-    if (timeout !== null) {
-      call.timer = setTimeout(() => this.#tooLate(call), Math.min((timeout + GUARD_S) * 1000, TIMER_MAX_MS));
-    }
-    this.#calls.set(id, call);
-    if (this.#isOpen()) this.#sendCall(call);
-    else call.attachments = attachments.map((attachment) => attachment.slice()); // theirs may change until it is sent
-    return id;
+    this.#guard(call);
+    this.#calls.set(call.id, call);
+    if (this.#isOpen()) this.#put(call);
+    else call.keepAttachments();
+    return call;
   }
 
-  #sendCall(call) {
-    const { idempotent, retries, wait, trace } = call.options;
-    const left = call.deadline === null ? undefined : call.deadline - now();
-    if (left <= 0) return; // its guard ends it
-    const meta = JSON.stringify({ timeout: left && Math.max(left, 0.001), idempotent, retries, wait, trace });
-    const params = call.text && `,"params":${call.text}`;
-    call.sent += 1;
-    call.link = this.#link;
-    this.#send(`{"jsonrpc":"2.0","id":${call.id},"method":"${call.name}"${params},"meta":${meta}}`, call.attachments);
+  /** End it here if the broker does not, a little after its deadline. */
+  #guard(call) {
+    if (call.timeout === null) return;
+    call.timer = setTimeout(() => this.#tooLate(call), Math.min((call.timeout + GUARD_S) * 1000, TIMER_MAX_MS));
+  }
+
+  /** Onto the wire, in this session; its guard ends what is too late for that. */
+  #put(call) {
+    const session = this.#session;
+    const text = call.put(session, (text, attachments) => {
+      if (this.#session === session && this.#calls.has(call.id)) this.#say(text, attachments);
+    });
+    if (text === null) return;
+    this.#say(text, call.isLarge ? [] : call.attachments);
+    if (call.out) this.#sendParts(call, call.out);
+  }
+
+  async #sendParts(call, out) {
+    try {
+      await call.sendParts();
+    } catch (error) {
+      if (call.out === out && error !== STOPPED) this.#takeBack(call, error);
+    }
   }
 
   #settle(call) {
     clearTimeout(call.timer);
-    call.signal?.removeEventListener("abort", call.abort);
+    call.options.signal?.removeEventListener("abort", call.onAbort);
+    call.out?.stop(STOPPED);
     return this.#calls.delete(call.id);
   }
 
-  #takeBack(call) {
+  #takeBack(call, error) {
     if (!this.#settle(call)) return;
     this.#tellCancel(call);
-    call.reject(new Cancelled("taken back here", { ...factsOf(call), reason: call.signal?.reason }));
+    call.reject(error ?? new Cancelled("taken back here", { ...call.facts, reason: call.options.signal?.reason }));
   }
 
   #tooLate(call) {
+    const isOut = call.session !== null && call.session === this.#session && this.#isOpen();
+    if (isOut && call.isOpenEnded) {
+      this.#guard(call); // the broker looks after it
+      return;
+    }
     this.#settle(call);
-    if (call.link && call.link === this.#link) {
-      this.#tellCancel(call);
+    this.#tellCancel(call);
+    if (isOut) {
       const detail = "the broker has not answered in time";
-      call.reject(new DeadlineExceeded(detail, { ...factsOf(call), code: -32003, dispatched: true }));
+      call.reject(new DeadlineExceeded(detail, { ...call.facts, code: -32003, dispatched: true }));
     } else {
       const detail = "there was no connection to the broker until the deadline passed";
-      call.reject(new ConnectionLost(detail, { ...factsOf(call), mayHaveExecuted: call.sent > 0 }));
+      call.reject(new ConnectionLost(detail, { ...call.facts, mayHaveExecuted: call.sent > 0 }));
     }
   }
 
+  /** Without a connection it is told when the session goes on. */
   #tellCancel(call) {
-    if (call.link && call.link === this.#link && this.#isOpen()) {
-      this.#send(`{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":${call.id}}}`);
+    if (call.session !== null && call.session === this.#session) {
+      this.#say(`{"jsonrpc":"2.0","method":"$/cancelRequest","params":{"id":${call.id}}}`);
     }
   }
 
@@ -878,8 +466,11 @@ export class Client {
     return this.#link?.socket.readyState === 1;
   }
 
-  #send(text, attachments = []) {
-    this.#link.socket.send(attachments.length ? pack(text, attachments) : text);
+  /** Within the session there is: at once, or when it goes on over another connection. */
+  #say(text, attachments = []) {
+    const message = attachments.length ? pack(text, attachments) : text;
+    this.#session.keep(message);
+    if (this.#isOpen()) this.#link.socket.send(message);
   }
 
   /** As the function `connect`. */
@@ -889,31 +480,90 @@ export class Client {
     return client;
   }
 
-  /** One attempt. */
+  /** One attempt: a connection, and on it the session there was, or a new one. */
   async #open() {
-    const socket = await openSocket(this.#base, this.#options);
+    const link = { socket: null, offered: this.#session, heard: now(), openedAt: now() };
+    link.ready = new Promise((resolve, reject) => Object.assign(link, { resolve, reject }));
+    link.ready.catch(() => {}); // it may fail before anybody looks
+    let socket;
+    try {
+      socket = await openSocket(this.#base, this.#options, this.#graceS, link.offered, (socket, data) => {
+        link.socket = socket;
+        this.#received(link, data);
+      });
+    } catch (error) {
+      if (link.offered?.refusals >= REFUSALS_MAX && link.offered === this.#session) this.#loseSession();
+      throw error;
+    }
     if (this.#ended) {
-      socket.close(1000);
+      abandon(socket, 1000);
       throw this.#ended;
     }
-    const link = { socket, openedAt: now(), heard: now() };
-    socket.onmessage = (event) => this.#received(link, event.data);
+    link.socket = socket;
+    this.#opening = link;
     socket.onerror = () => {}; // its close follows; without a listener node would end the process
-    socket.onclose = (event) => this.#lost(link, event.code, event.reason);
-    if (socket.readyState !== 1) {
-      throw new CannotConnect(`${this.#base} closed the connection at once`, { url: this.#base, retryable: true });
+    socket.onclose = (event) => this.#closed(link, event.code, event.reason);
+    if (socket.readyState !== 1) this.#closed(link, 1006, "");
+    else if (!this.#graceS) this.#begin(link, null);
+    try {
+      await within(OPEN_TIMEOUT_S, link.ready, "");
+    } catch (error) {
+      abandon(socket, this.#ended ? 1000 : undefined);
+      if (error instanceof BrokerError) throw error;
+      throw new CannotConnect(`${this.#base} names no session`, { url: this.#base, retryable: true });
+    } finally {
+      this.#opening = null;
+    }
+  }
+
+  /** The session goes on over this link, if it does; `told` is what the broker says of it, null without grace. */
+  #begin(link, told) {
+    const goesOn = told?.resumed === true;
+    if (goesOn && this.#session !== link.offered) {
+      abandon(link.socket, 1000); // what is needed to go on has been given up meanwhile
+      this.#closed(link, 1006, "");
+      return;
+    }
+    clearTimeout(this.#graceTimer);
+    if (!goesOn) {
+      this.#loseSession();
+      this.#session = new Session(told);
     }
     this.#link = link;
-    this.#timer = setInterval(() => this.#listenForLife(link), (SILENCE_S * 1000) / 3);
+    link.openedAt = now();
+    this.#beat = setInterval(() => this.#listenForLife(link), (SILENCE_S * 1000) / 3);
+    if (goesOn) {
+      this.#session.refusals = 0;
+      for (const message of this.#session.missing(told.received)) link.socket.send(message);
+    } else this.#renew();
+    // What stands comes first, then what waited.
+    for (const call of [...this.#calls.values()]) if (call.session !== this.#session) this.#put(call);
+    this.#tell("connected");
+    link.resolve();
+  }
+
+  /** Ask anew for what stands in every session. */
+  #renew() {
     for (const [key, standing] of this.#standing) {
-      this.#request(standing.method, standing.params, { once: true })
+      this.#request(standing.method, standing.params(), { once: true })
         .then((told) => standing.renewed?.(told))
         .catch((error) => this.#standingFailed(key, standing, error));
     }
-    // What stands comes first, then what waited.
-    const calls = [...this.#calls.values()].filter((call) => call.link !== link);
-    for (const call of calls) this.#sendCall(call);
-    this.#tell("connected");
+  }
+
+  /** The session is lost: so is what ran in it, but for calls that may be put into the next. */
+  #loseSession() {
+    const session = this.#session;
+    if (!session) return;
+    this.#session = null;
+    for (const serving of this.#running.values()) serving.abort(new ConnectionLost("nobody waits any more"));
+    this.#running.clear();
+    for (const call of [...this.#calls.values()]) {
+      call.out?.stop(STOPPED);
+      if (call.mayGoAgain()) continue;
+      this.#settle(call);
+      call.reject(new ConnectionLost(this.#loss, { ...call.facts, mayHaveExecuted: call.sent > 0 }));
+    }
   }
 
   /** Connect, however often it takes; throws what does not pass. */
@@ -922,6 +572,7 @@ export class Client {
       try {
         return await this.#open();
       } catch (error) {
+        if (this.#ended) return;
         if (!(error instanceof BrokerError) || !error.retryable) throw error;
         this.#tell("connecting", error);
       }
@@ -942,7 +593,17 @@ export class Client {
     });
   }
 
-  #lost(link, code, reason) {
+  #closed(link, code, reason) {
+    if (this.#link === link) {
+      this.#lost(link, code, reason);
+      return;
+    }
+    const detail = `${this.#base} closed the connection at once ${reason}`.trim();
+    link.reject(new CannotConnect(detail, { url: this.#base, retryable: !FINAL_CLOSES.has(code) }));
+  }
+
+  /** A connection has ended; the session goes on if it has grace and is not `spoilt`. */
+  #lost(link, code, reason, { spoilt = false } = {}) {
     if (this.#link !== link) return;
     this.#leave(link);
     if (now() - link.openedAt > STEADY_S) this.#failures = 0;
@@ -952,12 +613,10 @@ export class Client {
       this.#finish(error);
       return;
     }
-    for (const call of [...this.#calls.values()]) {
-      const again = call.options.idempotent || call.how.repeat;
-      if (!call.how.once && (call.sent === 0 || (again && call.sent < SENT_MAX))) continue;
-      this.#settle(call);
-      call.reject(new ConnectionLost(error.detail, { ...factsOf(call), mayHaveExecuted: call.sent > 0 }));
-    }
+    this.#loss = error.detail;
+    const { graceS } = this.#session;
+    if (!graceS || spoilt) this.#loseSession();
+    else this.#graceTimer = setTimeout(() => this.#loseSession(), graceS * 1000);
     this.#tell("connecting", error);
     this.#pause()
       .then(() => this.#keepTrying())
@@ -966,26 +625,27 @@ export class Client {
 
   #leave(link) {
     this.#link = null;
-    clearInterval(this.#timer);
+    clearInterval(this.#beat);
     link.socket.onmessage = link.socket.onclose = null;
-    const running = [...this.#running.values()];
-    this.#running.clear();
-    for (const { controller } of running) controller.abort(new ConnectionLost("nobody waits any more"));
   }
 
   #finish(error) {
     if (this.#ended) return;
     this.#ended = error;
+    this.#loss = error.detail;
     if (this.#link) this.#leave(this.#link);
+    this.#opening?.reject(error);
+    clearTimeout(this.#graceTimer);
+    this.#standing.clear();
+    this.#loseSession();
     for (const call of [...this.#calls.values()]) {
       this.#settle(call);
-      call.reject(new ConnectionLost(error.detail, { ...factsOf(call), mayHaveExecuted: call.sent > 0 }));
+      call.reject(new ConnectionLost(error.detail, { ...call.facts, mayHaveExecuted: call.sent > 0 }));
     }
     const isOurs = error instanceof ConnectionLost && this.#closing;
     for (const subscriptions of this.#subscriptions.values()) {
       for (const subscription of subscriptions) subscription[END](isOurs ? null : error);
     }
-    this.#standing.clear();
     this.#subscriptions.clear();
     this.#served.clear();
     this.#wake?.();
@@ -1008,7 +668,7 @@ export class Client {
   }
 
   #standingFailed(key, standing, error) {
-    if (error instanceof ConnectionLost) return; // the next connection asks again
+    if (error instanceof ConnectionLost) return; // the next session asks again
     if (this.#standing.get(key) === standing) this.#standing.delete(key);
     standing.refused(error);
     if (this.#options.onError) guarded(this.#options.onError, error);
@@ -1018,6 +678,7 @@ export class Client {
   // ---------------------------------------------------------- what the broker says
 
   #received(link, data) {
+    if (this.#ended) return;
     link.heard = now();
     let message;
     let attachments = [];
@@ -1027,28 +688,75 @@ export class Client {
       message = JSON.parse(text);
       if (typeof message !== "object" || message === null) throw new TypeError("no message");
     } catch {
-      this.#lost(link, 1006, "with a message that is not to be read");
+      // What is kept would be sent again, and would not be readable then either.
+      this.#lost(link, 1006, "with a message that is not to be read", { spoilt: true });
       link.socket.close(4400);
       return;
     }
-    if (message.method === undefined) this.#replied(message, attachments);
-    else if (message.method === "broker.message") this.#heard(message.params, attachments);
-    else if (message.method === "$/cancelRequest") this.#cancelled(message.params?.id);
-    else this.#asked(message, attachments);
+    if (message.method === "broker.session" && this.#link !== link) this.#begin(link, message.params ?? {});
+    if (this.#link !== link) return;
+    const size = data.length ?? data.byteLength;
+    if (!this.#session.came(message.meta?.n, size)) return;
+    this.#heed(message, attachments, size);
+    const n = this.#link === link ? this.#session.takeAck() : null;
+    if (n !== null) this.#say(`{"jsonrpc":"2.0","method":"$/ack","params":{"n":${n}}}`);
+  }
+
+  #heed(message, attachments, size) {
+    const { method, params } = message;
+    if (method === undefined) this.#replied(message, attachments);
+    else if (method === "broker.message") this.#heard(params, attachments);
+    else if (method === "$/part") this.#partCame(params, attachments, size);
+    else if (method === "$/credit") this.#granted(params);
+    else if (method === "$/progress") this.#progressed(params);
+    else if (method === "$/ack") this.#session.had(params?.n);
+    else if (method === "$/cancelRequest") this.#cancelled(params?.id);
+    else if (method !== "broker.session") this.#asked(message, attachments);
   }
 
   #replied(message, attachments) {
     const call = this.#calls.get(message.id);
     if (!call) return; // it has ended here
     this.#settle(call);
+    if (call.in) call.in.timing = message.meta?.timing ?? null;
+    const { elapsedS } = call.facts;
+    let [result, error] = [null, null];
     try {
-      if (attachments.length) message = decode(message, attachments);
-    } catch (error) {
-      call.reject(new BadReply(`the reply cannot be read: ${error.message}`, factsOf(call)));
+      if (message.error === undefined) result = call.result(message.result, attachments);
+      else {
+        if (attachments.length) decode(message.error, attachments); // in place
+        error = errorOf(message.error, message.meta, call.where, elapsedS);
+      }
+    } catch (fault) {
+      error = new BadReply(`the reply cannot be read: ${fault.message}`, { ...call.where, elapsedS });
+    }
+    if (error === null) call.resolve(result);
+    else call.reject(error);
+  }
+
+  #granted(params) {
+    const receiver = this.#calls.get(params?.id)?.out ?? this.#running.get(params?.id);
+    receiver?.grant(params.upto);
+  }
+
+  #partCame(params, attachments, size) {
+    const call = this.#calls.get(params?.id);
+    if (!call) {
+      this.#running.get(params?.id)?.part(params, attachments, size);
       return;
     }
-    if (message.error === undefined) call.resolve(message.result);
-    else call.reject(errorOf(message.error, message.meta, call.where, now() - call.begunAt));
+    try {
+      call.part(params, attachments, size);
+    } catch (error) {
+      this.#takeBack(call, new BadReply(`the reply cannot be read: ${error.message}`, call.facts));
+    }
+  }
+
+  #progressed(params) {
+    const told = params?.value ?? {};
+    const text = told.text ?? told.message ?? null;
+    const [done, total] = told.done === undefined ? [told.percentage, 100] : [told.done, told.total ?? null]; // LSP
+    if (typeof done === "number") guarded(this.#calls.get(params?.id)?.options.onProgress, done, total, text);
   }
 
   #heard(params, attachments) {
@@ -1065,113 +773,28 @@ export class Client {
   }
 
   #cancelled(id) {
-    const running = this.#running.get(id);
+    const serving = this.#running.get(id);
     this.#running.delete(id);
-    running?.controller.abort(new Cancelled("nobody waits for the answer any more"));
+    serving?.abort();
   }
 
   #asked(message, attachments) {
     const { id } = message;
-    const link = this.#link;
-    const controller = new AbortController();
-    const [endpoint, method] = String(message.method).split("/");
-    const request = { controller, endpoint };
-    // An answer counts only on the connection the request came by, and if somebody still waits for it.
-    request.answer = (text, given = []) => {
-      if (id === undefined || this.#running.get(id) !== request) return;
-      this.#running.delete(id);
-      if (this.#link !== link || !this.#isOpen()) return;
-      this.#send(`{"jsonrpc":"2.0","id":${JSON.stringify(id)},${text}}`, given);
+    const session = this.#session;
+    // An answer counts only in the session the request came in, and if somebody still waits for it.
+    const say = (text, attachments, isAnswer = false) => {
+      if (id === undefined || this.#session !== session || this.#running.get(id) !== serving) return;
+      if (isAnswer) this.#running.delete(id);
+      this.#say(text, attachments);
     };
-    if (id !== undefined) this.#running.set(id, request);
-    const about = new ServedRequest(endpoint, method, message.meta, controller.signal);
-    const served = this.#served.get(endpoint)?.get(method);
-    request.done = answerTo(served, message.params, attachments, about).then((answer) => request.answer(...answer));
+    const serving = new Serving(message, say, () => this.#isOpen());
+    if (id !== undefined) this.#running.set(id, serving);
+    serving.done = serving.perform(this.#served.get(serving.endpoint)?.get(serving.method), attachments);
   }
 }
 
-/** What a served function is told of a request beside its params. */
-class ServedRequest {
-  #deadline;
-
-  constructor(endpoint, method, meta, signal) {
-    const { timeout = null, trace = null } = meta ?? {};
-    Object.assign(this, { endpoint, method, trace, signal });
-    this.#deadline = timeout === null ? null : now() + timeout;
-  }
-
-  /** Whether nobody waits for the answer any more; `signal` tells when. */
-  get cancelled() {
-    return this.signal.aborted;
-  }
-
-  /** Seconds until the answer is due, at least 0; null for a notification. */
-  get leftS() {
-    return this.#deadline === null ? null : Math.max(0, this.#deadline - now());
-  }
-}
-
-/** The answer's members as text, and its attachments. Never throws. */
-async function answerTo(served, params, attachments, request) {
-  try {
-    const nothing = { code: -32601, data: { detail: `no method ${request.method}` } };
-    if (!served) throw new Fault("Method not found", nothing);
-    if (attachments.length) params = readParams(params, attachments);
-    const result = await served(params, request);
-    const given = [];
-    const text = encode(result, given);
-    const detail = tooLarge(text, given);
-    if (detail) throw new RangeError(`the result cannot be sent: ${detail}`);
-    return [`"result":${text}`, given];
-  } catch (error) {
-    return [failure(error)];
-  }
-}
-
-function readParams(params, attachments) {
-  try {
-    return decode(params, attachments);
-  } catch (error) {
-    throw new Fault("Invalid params", { code: -32602, data: { detail: error.message } });
-  }
-}
-
-/** What a caller is told of an exception: its type and its text, never a stack. */
-function failure(error) {
-  const message = String(error?.message ?? error).slice(0, 4000);
-  let { code, data, retryable } = error instanceof Fault ? error : {};
-  if (!Number.isInteger(code)) code = -32000;
-  data ??= code === -32000 ? { type: error?.name ?? typeof error, message } : undefined;
-  const meta = retryable ? ',"meta":{"retryable":true}' : "";
-  try {
-    return `"error":${JSON.stringify({ code, message, data })}${meta}`;
-  } catch {
-    return `"error":${JSON.stringify({ code, message })}${meta}`; // data that is no JSON
-  }
-}
-
-/** Endpoint ("" for the broker's own methods) and method of a name. Throws InvalidRequest. */
-function whereOf(name) {
-  const [, endpoint = "", method] = IS_METHOD.exec(name) ?? [];
-  if (method === undefined || typeof name !== "string" || (!endpoint && !name.startsWith("broker."))) {
-    const rule = "names are 1 to 128 of A-Z a-z 0-9 _ . - and begin with none of . -";
-    const shown = JSON.stringify(String(name).slice(0, 140));
-    throw new InvalidRequest(`${shown} is not of the form endpoint/method; ${rule}`);
-  }
-  return { endpoint, method };
-}
-
-function factsOf(call) {
-  return { ...call.where, elapsedS: now() - call.begunAt };
-}
-
-/** A typo in an option must not be silence. */
-function checkOptions(what, options, known) {
-  const names = known.split(" ");
-  for (const name of Object.keys(options)) {
-    if (!names.includes(name)) throw new InvalidRequest(`${what} has no option ${name}, but ${names.join(", ")}`);
-  }
-}
+/** Why parts go out no more: their call has ended, or its session. */
+const STOPPED = new ConnectionLost("nobody takes any more");
 
 /** Where a broadcast goes or comes from: what was given of it. */
 function placeOf(given) {
@@ -1186,47 +809,8 @@ function unlessLost(error) {
   if (!(error instanceof ConnectionLost)) throw error;
 }
 
-function encodeFor(where, params) {
-  if (params === undefined || params === null) return ["", []];
-  const attachments = [];
-  let text;
-  try {
-    text = encode(params, attachments);
-  } catch (error) {
-    throw new InvalidRequest(`params cannot be sent: ${error.message}`, where);
-  }
-  if (!/^[[{]/.test(text)) throw new InvalidRequest("params is an object (by name) or an array (by position)", where);
-  const detail = tooLarge(text, attachments);
-  if (detail) throw new TooLarge(detail, { ...where, code: -32008 });
-  return [text, attachments];
-}
-
 function keyOf(endpoint, topic) {
   return JSON.stringify([endpoint ?? null, topic ?? null]);
-}
-
-/** Call somebody's function; what it throws must not reach whoever comes next. */
-function guarded(callback, ...given) {
-  try {
-    callback?.(...given);
-  } catch (error) {
-    console.error(error);
-  }
-}
-
-/** Wait for a promise, at most so many seconds; then a TimeoutError. */
-async function within(seconds, promise, late) {
-  if (seconds === Infinity) return promise;
-  let timer;
-  const overdue = new Promise((_, reject) => {
-    const fail = () => reject(new DOMException(late, "TimeoutError"));
-    timer = setTimeout(fail, Math.min(Math.max(0, seconds) * 1000, TIMER_MAX_MS));
-  });
-  return Promise.race([promise, overdue]).finally(() => clearTimeout(timer));
-}
-
-function now() {
-  return performance.now() / 1000;
 }
 
 /**

@@ -280,7 +280,11 @@ async function call() {
   delete $("outcome").dataset.outcome;
   const begun = performance.now();
   const took = () => `${Math.round(performance.now() - begun).toLocaleString("en")} ms`;
-  const options = { timeout: Number($("timeout").value), signal: asking.signal };
+  const onProgress = (done, total, text) => {
+    const share = total === null ? done.toLocaleString("en") : `${done.toLocaleString("en")} of ${total.toLocaleString("en")}`;
+    $("outcome").textContent = `Waiting for the reply: ${share}${text ? `, ${text}` : ""}…`;
+  };
+  const options = { timeout: Number($("timeout").value), signal: asking.signal, onProgress };
   try {
     const result = await client.call(`${$("endpoint").value}/${$("method").value}`, params, options);
     $("outcome").dataset.outcome = "ok";
