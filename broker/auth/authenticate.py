@@ -11,6 +11,7 @@ from broker.auth.facts import Refused, RequestFacts
 from broker.auth.guesses import Guesses
 from broker.auth.logins import Logins, cookie_values
 from broker.auth.origins import HostRules
+from broker.auth.sign_in import SignIn, Throttled
 from broker.auth.tickets import Tickets
 from broker.auth.tokens import TokenStore, digest_of
 from broker.core.access import Principal
@@ -109,7 +110,7 @@ class Authenticator:
     `rules` judge Host and Origin; `tokens` are the stored ones (None: there are none); `fixed` maps secrets
     known to this process alone (the local token, the admin token) to their principals; `clock` is wall-clock
     time, for the expiry of what a ticket was issued to; `logins` are the sign-ins of browsers, whose cookie is called
-    `cookie` (None, or no name: no cookie is looked at).
+    `cookie` (None, or no name: no cookie is looked at); `sign_in` judges passwords (None: there are no users).
     Raises ValueError if one of these secrets is shorter than 32 characters (an empty one would let anybody in).
     """
 
@@ -123,6 +124,7 @@ class Authenticator:
         fixed: Mapping[str, Principal],
         clock: Callable[[], float] = time.time,
         logins: Logins | None = None,
+        sign_in: SignIn | None = None,
     ) -> None:
         if any(len(secret) < SECRET_MIN for secret in fixed):
             raise ValueError(f"a token has at least {SECRET_MIN} characters; set auth.admin_token accordingly")
@@ -130,6 +132,7 @@ class Authenticator:
         self.tokens = tokens
         self.tickets = tickets
         self.logins = logins
+        self.sign_in = sign_in
         self.cookie = ""
         self.counters = AuthCounters()
         self._guesses = guesses
@@ -170,6 +173,40 @@ class Authenticator:
         self.check_door(facts)
         principal = self._bearer(token)
         if principal is None:
+            raise self._wrong(facts.remote)
+        self.counters.admitted += 1
+        return principal
+
+    async def authenticate_password(self, facts: RequestFacts, name: str, password: str) -> Principal:
+        """Which user this is. The slow hash runs in a thread; for who was right a moment ago none is needed.
+
+        Raises Refused: 400, 421, 403 as `check_door`; 401 in one form and after the same time for a name that nobody
+        has, a wrong password and a disabled user; 429 with Retry-After, the password unseen, when too many were
+        wrong; 503 with Retry-After when too many wait.
+        """
+        self.check_door(facts)
+        if self.sign_in is None:
+            raise Refused(401, "this broker has no users; sign in with a token", (_CHALLENGE,))
+        try:
+            principal = await self.sign_in.check(name, password, facts.remote)
+        except Throttled as throttled:
+            self.counters.throttled += 1
+            retry = (("Retry-After", str(throttled.wait_s)),)
+            raise Refused(429, "too many wrong passwords; try again later", retry) from None
+        if principal is None:
+            self.counters.wrong += 1
+            raise Refused(401, "the name or the password is not right", (_CHALLENGE,))
+        self.counters.admitted += 1
+        return principal
+
+    def authenticate_login(self, facts: RequestFacts, value: str | None) -> Principal:
+        """Who signed in with this value of a cookie that another door has read; None stands for one that is not valid.
+
+        Raises Refused as `authenticate`.
+        """
+        self.check_door(facts)
+        principal = self.logins.find(value) if self.logins is not None and value is not None else None
+        if principal is None or not self.still_holds(principal):
             raise self._wrong(facts.remote)
         self.counters.admitted += 1
         return principal
@@ -229,6 +266,8 @@ class Authenticator:
         if principal.expires_at is not None and self._clock() >= principal.expires_at:
             return False
         if principal.login_id and not (self.logins is not None and self.logins.is_open(principal.login_id)):
+            return False
+        if principal.user_id and not (self.sign_in is not None and self.sign_in.users.is_valid(principal.user_id)):
             return False
         return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Container
 
 import msgspec
@@ -16,6 +16,7 @@ from broker.core.access import Principal
 LIVE_S = 12 * 3600.0
 LOGINS_MAX = 10_000
 PER_PRINCIPAL_MAX = 100
+_SPARE = 1000
 
 
 class _Login(msgspec.Struct, frozen=True):
@@ -30,7 +31,7 @@ class Logins:
     cookie end with it. Bounded overall and per principal; who signs in once more than that loses the oldest sign-in.
     """
 
-    __slots__ = ("_clock", "_live", "_logins_max", "_per_principal_max", "live_s")
+    __slots__ = ("_by_name", "_clock", "_ends", "_live", "_logins_max", "_per_principal_max", "live_s")
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class Logins:
         self._clock = clock
         self._logins_max = logins_max
         self._per_principal_max = per_principal_max
-        self._live: OrderedDict[str, _Login] = OrderedDict()  # by login_id, oldest first
+        self._live: dict[str, _Login] = {}  # by login_id
+        self._by_name: dict[str, dict[str, None]] = {}  # the login_ids of a principal, oldest first
+        self._ends: list[tuple[float, str]] = []  # a heap: a token may expire before the sign-in's own time
 
     def __len__(self) -> int:
         self._prune()
@@ -56,9 +59,9 @@ class Logins:
         Raises Refused 429 with Retry-After when too many are signed in.
         """
         self._prune()
-        own = [login_id for login_id, login in self._live.items() if login.principal.name == principal.name]
+        own = self._by_name.get(principal.name, {})
         if len(own) >= self._per_principal_max:
-            del self._live[own[0]]
+            self.close(next(iter(own)))
         elif len(self._live) >= self._logins_max:
             raise Refused(429, f"{self._logins_max} sign-ins are open", (("Retry-After", "60"),))
         value, now = secrets.token_urlsafe(32), self._clock()
@@ -66,6 +69,8 @@ class Logins:
         dies_at = min(now + self.live_s, math.inf if principal.expires_at is None else principal.expires_at)
         signed_in = msgspec.structs.replace(principal, kind="login", expires_at=dies_at, login_id=login_id)
         self._live[login_id] = _Login(dies_at, signed_in)
+        self._by_name.setdefault(principal.name, {})[login_id] = None
+        heapq.heappush(self._ends, (dies_at, login_id))
         return value, dies_at - now
 
     def find(self, value: str) -> Principal | None:
@@ -78,23 +83,39 @@ class Logins:
 
     def close(self, login_id: str) -> bool:
         """End a sign-in; False if there is none."""
-        return self._live.pop(login_id, None) is not None
+        login = self._live.pop(login_id, None)
+        if login is None:
+            return False
+        own = self._by_name[login.principal.name]
+        del own[login_id]
+        if not own:
+            del self._by_name[login.principal.name]
+        return True
 
     def is_open(self, login_id: str) -> bool:
         """Whether a sign-in has neither ended nor expired."""
         login = self._live.get(login_id)
         return login is not None and login.dies_at > self._clock()
 
-    def close_all_of(self, token_ids: Container[str]) -> None:
-        """End the sign-ins made with these tokens."""
-        for login_id in [key for key, login in self._live.items() if login.principal.token_id in token_ids]:
-            del self._live[login_id]
+    def close_all_of(self, ids: Container[str]) -> frozenset[str]:
+        """End the sign-ins made with these tokens or by these users (`user_id`); the login_ids that ended."""
+        ended = frozenset(
+            login_id
+            for login_id, login in self._live.items()
+            if login.principal.token_id in ids or login.principal.user_id in ids
+        )
+        for login_id in ended:
+            self.close(login_id)
+        return ended
 
     def _prune(self) -> None:
-        """Drop what has ended. Not only from the front: a token may expire before the sign-in's own time."""
+        """Drop what has ended, and keep the heap from growing by what was closed before its time."""
         now = self._clock()
-        for login_id in [key for key, login in self._live.items() if login.dies_at <= now]:
-            del self._live[login_id]
+        while self._ends and self._ends[0][0] <= now:
+            self.close(heapq.heappop(self._ends)[1])
+        if len(self._ends) > 2 * len(self._live) + _SPARE:
+            self._ends = [(login.dies_at, login_id) for login_id, login in self._live.items()]
+            heapq.heapify(self._ends)
 
 
 def _login_id(value: str) -> str:

@@ -11,6 +11,36 @@ from pathlib import Path
 
 LOCK_TIMEOUT_S = 5.0
 
+Fingerprint = tuple[int, int, int, int]
+"""What differs whenever a file was replaced or written to."""
+
+
+def fingerprint_of(path: Path) -> Fingerprint | None:
+    """The file's present one; None if there is no file. Raises OSError."""
+    try:
+        return _fingerprint(path.stat())
+    except FileNotFoundError:
+        return None
+
+
+def _fingerprint(state: os.stat_result) -> Fingerprint:
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def read_whole(path: Path, size_max: int, *, secret: bool = False) -> tuple[Fingerprint, bytes] | None:
+    """A file's state and contents as `read_checked` has them; None if there is none. Raises as `read_checked`."""
+    try:
+        # Links are followed: secrets are often mounted as such, and the file's owner and mode are checked.
+        # NONBLOCK: a FIFO of this name must not hold the daemon.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        state = os.fstat(descriptor)
+        return _fingerprint(state), read_checked(descriptor, path, size_max, secret=secret)
+    finally:
+        os.close(descriptor)
+
 
 def make_private_folder(folder: Path) -> None:
     """See that a folder exists, is the caller's own, no link, and closed to others (0700).
@@ -25,17 +55,19 @@ def make_private_folder(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def read_checked(descriptor: int, path: Path, size_max: int) -> bytes:
+def read_checked(descriptor: int, path: Path, size_max: int, *, secret: bool = False) -> bytes:
     """The contents of an open regular file that nobody but its reader or root could have written.
 
-    Raises PermissionError naming the file when others own it or may write to it, ValueError when it is no
-    regular file or has more than `size_max` bytes.
+    Raises PermissionError naming the file when others own it or may write to it (`secret`: or may read it),
+    ValueError when it is no regular file or has more than `size_max` bytes.
     """
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
         raise ValueError(f"{path} is no regular file")
     if state.st_uid not in {os.geteuid(), 0} or state.st_mode & 0o022:
         raise PermissionError(f"{path} could have been written by others (uid {state.st_uid}); chmod 600 it")
+    if secret and state.st_mode & 0o077:
+        raise PermissionError(f"{path} can be read by others (mode {state.st_mode & 0o777:o}); chmod 600 it")
     if state.st_size > size_max:
         raise ValueError(f"{path} has {state.st_size} bytes, more than {size_max}")
     with open(descriptor, "rb", closefd=False) as file:

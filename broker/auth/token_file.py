@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.auth.private_files import give_to_folder_owner, read_checked, replace_file
+from broker.auth.private_files import Fingerprint, give_to_folder_owner, read_whole, replace_file
 from broker.core.access import NAME, ROLE_NAMES, Grant, Principal, Role, is_name, is_pattern
 
 FILE_MAX_BYTES = 16 << 20
@@ -19,8 +19,6 @@ MOMENT_MAX = 1e11
 
 _ID = re.compile(r"[0-9a-f]{8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-Fingerprint = tuple[int, int, int, int]
 
 
 class TokenError(Exception):
@@ -47,10 +45,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def principal(self) -> Principal:
         """Whom the token proves. Tokens of one name are one principal, so that a token can be replaced."""
-        roles = Role.NONE
-        for role in self.roles:
-            roles |= ROLE_NAMES[role]
-        return Principal(self.name, (Grant(roles, self.endpoints),), self.expires, "token", self.id)
+        return Principal(self.name, grants_of(self.roles, self.endpoints), self.expires, "token", self.id)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,52 +57,42 @@ def check_record(record: TokenRecord) -> None:
     """Raise TokenError naming what is wrong with a record."""
     if _ID.fullmatch(record.id) is None or _DIGEST.fullmatch(record.digest) is None:
         raise TokenError(f"{record.id!r} is no token's id, or its digest is none")
-    if not is_name(record.name):
-        raise TokenError(f"the name {record.name!r} does not match {NAME.pattern}")
-    if record.name in RESERVED_NAMES:
-        raise TokenError(f"the name {record.name!r} is the broker's own; take another")
-    for role in record.roles:
-        if role not in ROLE_NAMES:
-            raise TokenError(f"the role {role!r} is none of {', '.join(ROLE_NAMES)}")
+    check_holder("a token", record.name, record.roles, record.endpoints)
     if not all(0 <= moment < MOMENT_MAX for moment in (record.created, record.expires or 0, record.revoked or 0)):
         raise TokenError(f"a moment of the token {record.id} is out of range")
-    if not record.roles or not 1 <= len(record.endpoints) <= PATTERNS_MAX:
-        raise TokenError(f"a token needs a role and 1 to {PATTERNS_MAX} endpoint patterns")
-    for pattern in record.endpoints:
+
+
+def check_holder(what: str, name: str, roles: tuple[str, ...], endpoints: tuple[str, ...]) -> None:
+    """Raise TokenError naming what is wrong with a principal's name or its grant, as files keep them."""
+    if not is_name(name):
+        raise TokenError(f"the name {name!r} does not match {NAME.pattern}")
+    if name in RESERVED_NAMES:
+        raise TokenError(f"the name {name!r} is the broker's own; take another")
+    for role in roles:
+        if role not in ROLE_NAMES:
+            raise TokenError(f"the role {role!r} is none of {', '.join(ROLE_NAMES)}")
+    if not roles or not 1 <= len(endpoints) <= PATTERNS_MAX:
+        raise TokenError(f"{what} needs a role and 1 to {PATTERNS_MAX} endpoint patterns")
+    for pattern in endpoints:
         if not is_pattern(pattern):
             raise TokenError(f"{pattern!r} is no endpoint pattern: a name in which * may stand for anything")
 
 
-def fingerprint_of(path: Path) -> Fingerprint | None:
-    """What differs whenever the file was replaced or written to; None if there is none. Raises OSError."""
-    try:
-        return _fingerprint(path.stat())
-    except FileNotFoundError:
-        return None
-
-
-def _fingerprint(state: os.stat_result) -> Fingerprint:
-    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+def grants_of(roles: tuple[str, ...], endpoints: tuple[str, ...]) -> tuple[Grant, ...]:
+    """What a record's roles at its endpoints allow."""
+    combined = Role.NONE
+    for role in roles:
+        combined |= ROLE_NAMES[role]
+    return (Grant(combined, endpoints),)
 
 
 def read_tokens(path: Path) -> tuple[Fingerprint | None, list[TokenRecord]]:
     """The file's state and its tokens; none if there is no file. Raises TokenError naming what is wrong."""
     try:
-        # Links are followed: secrets are often mounted as such, and the file's owner and mode are checked.
-        # NONBLOCK: a FIFO of this name must not hold the daemon.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None, []
-    except OSError as error:
-        raise TokenError(f"cannot read the tokens: {error}") from None
-    try:
-        state = os.fstat(descriptor)
-        data = read_checked(descriptor, path, FILE_MAX_BYTES)
+        found = read_whole(path, FILE_MAX_BYTES)
     except (OSError, ValueError) as error:
         raise TokenError(f"cannot read the tokens: {error}") from None
-    finally:
-        os.close(descriptor)
-    return _fingerprint(state), _decoded(path, data)
+    return (None, []) if found is None else (found[0], _decoded(path, found[1]))
 
 
 def _decoded(path: Path, data: bytes) -> list[TokenRecord]:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from broker.auth.private_files import locked
+from broker.auth.record_file import RecordFile
 from broker.auth.token_file import (
     MOMENT_MAX,
     TokenError,
     TokenRecord,
     check_record,
-    fingerprint_of,
     read_tokens,
     write_tokens,
 )
@@ -68,13 +67,21 @@ def default_tokens_path() -> Path:
 
     Raises TokenError if the user has no home folder.
     """
+    return state_path("tokens.json", "auth.tokens_file")
+
+
+def state_path(name: str, key: str) -> Path:
+    """A file of ours in the user's state folder; `key` of the configuration would name another.
+
+    Raises TokenError if the user has no home folder.
+    """
     state = os.environ.get("XDG_STATE_HOME", "")
     if state.startswith("/"):  # the specification: relative values are to be ignored
-        return Path(state, "broker", "tokens.json")
+        return Path(state, "broker", name)
     try:
-        return Path.home() / ".local" / "state" / "broker" / "tokens.json"
+        return Path.home() / ".local" / "state" / "broker" / name
     except RuntimeError:
-        raise TokenError("this user has no home folder; set auth.tokens_file or XDG_STATE_HOME") from None
+        raise TokenError(f"this user has no home folder; set {key} or XDG_STATE_HOME") from None
 
 
 class TokenStore:
@@ -98,16 +105,14 @@ class TokenStore:
         self.reloads = 0
         self._clock = clock
         self._monotonic = monotonic
-        self._log = log or logging.getLogger("broker.auth")
+        self._file = RecordFile(path, read_tokens, write_tokens, TokenError, "tokens", log)
         self._looked_at = monotonic()
-        self._complaint = ""
         self._by_digest: dict[bytes, tuple[TokenRecord, Principal]] = {}
         self._by_id: dict[str, TokenRecord] = {}
         self._gone: set[str] = set()
         # Stands in where no token is found, so that finding none takes the same steps.
         self._nobody = (_stand_in(), Principal("nobody", ()))
-        self._fingerprint, records = read_tokens(path)
-        self._take(records)
+        self._take(self._file.first())
 
     def tokens(self) -> tuple[TokenRecord, ...]:
         """All tokens of the file, oldest first, ended ones too."""
@@ -193,22 +198,10 @@ class TokenStore:
 
     def _reload_if_changed(self) -> None:
         self._looked_at = self._monotonic()
-        try:
-            if fingerprint_of(self.path) == self._fingerprint:
-                self._complaint = ""
-                return
-            self._fingerprint, records = read_tokens(self.path)
-        except (OSError, TokenError) as error:
-            self._complain(str(error))
-        else:
-            self._complaint = ""
+        records = self._file.changed()
+        if records is not None:
             self.reloads += 1
             self._take(records)
-
-    def _complain(self, complaint: str) -> None:
-        if complaint != self._complaint:
-            self._complaint = complaint
-            self._log.error("tokens stay as they were: %s", complaint)
 
     def _take(self, records: list[TokenRecord]) -> None:
         old, self._by_id = self._by_id, {record.id: record for record in records}
@@ -221,14 +214,7 @@ class TokenStore:
         )
 
     def _change(self, change: Callable[[list[TokenRecord]], list[TokenRecord]]) -> None:
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with locked(self.path):
-                if self.path.is_symlink():
-                    raise TokenError(f"{self.path} is a symbolic link; name the file it points to")
-                write_tokens(self.path, change(read_tokens(self.path)[1]))
-        except OSError as error:
-            raise TokenError(f"cannot change the tokens in {self.path}: {error}") from None
+        self._file.replace(change)
         self._reload_if_changed()
 
 

@@ -30,6 +30,7 @@ def serve(
     SIGTERM or Ctrl-C drains and ends, a second one ends at once, SIGHUP reloads the configuration.
     """
     from broker.auth.token_file import TokenError
+    from broker.auth.users_file import UserError
     from broker.config.model import Config
     from broker.daemon.serve import StartError, run
 
@@ -45,6 +46,6 @@ def serve(
 
     try:
         code = run(read(), read)
-    except (StartError, TokenError) as error:
+    except (StartError, TokenError, UserError) as error:
         raise Failure(Exit.USAGE, str(error)) from None
     click.get_current_context().exit(code)

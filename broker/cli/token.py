@@ -4,7 +4,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import click
 from broker.auth.token_file import TokenError, TokenRecord
 from broker.auth.tokens import TokenStore, default_tokens_path
 from broker.cli.exits import Exit, Failure
+from broker.cli.records import moment, print_table
 from broker.core.access import ROLE_NAMES
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -77,7 +77,7 @@ def create(
 
         click.echo(msgspec.json.encode(_row(record, time.time()) | {"token": secret}))
         return
-    until = "never expires" if record.expires is None else f"expires {_moment(record.expires)}"
+    until = "never expires" if record.expires is None else f"expires {moment(record.expires)}"
     roles_text, endpoints_text = ", ".join(record.roles), ", ".join(record.endpoints)
     click.echo(f"token {record.id} for {record.name}: {roles_text} at {endpoints_text}; {until}", err=True)
     click.echo("It is shown this once; only its digest is kept.", err=True)
@@ -96,7 +96,7 @@ def list_tokens(as_json: bool, tokens_file: Path | None, config_file: str | None
 
         click.echo(msgspec.json.encode(rows))
     elif rows:
-        _print_table(rows)
+        print_table(rows, ("id", "name", "state", "roles", "endpoints", "created", "expires"))
     else:
         click.echo("no tokens; `broker token create` makes one", err=True)
 
@@ -110,7 +110,7 @@ def revoke(id_or_name: str, tokens_file: Path | None, config_file: str | None) -
         record = _opened(tokens_file, config_file).revoke(id_or_name)
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
-    click.echo(f"token {record.id} of {record.name} revoked {_moment(record.revoked or 0.0)}", err=True)
+    click.echo(f"token {record.id} of {record.name} revoked {moment(record.revoked or 0.0)}", err=True)
 
 
 def _opened(tokens_file: Path | None, config_file: str | None) -> TokenStore:
@@ -134,25 +134,7 @@ def _row(record: TokenRecord, now: float) -> dict[str, object]:
         "state": record.state(now),
         "roles": record.roles,
         "endpoints": record.endpoints,
-        "created": _moment(record.created),
-        "expires": None if record.expires is None else _moment(record.expires),
-        "revoked": None if record.revoked is None else _moment(record.revoked),
+        "created": moment(record.created),
+        "expires": None if record.expires is None else moment(record.expires),
+        "revoked": None if record.revoked is None else moment(record.revoked),
     }
-
-
-def _print_table(rows: list[dict[str, object]]) -> None:
-    columns = ("id", "name", "state", "roles", "endpoints", "created", "expires")
-    lines = [columns, *(tuple(_cell(row[column]) for column in columns) for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return "never" if value is None else str(value)
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

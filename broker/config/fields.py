@@ -7,13 +7,14 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect
 
-from broker.config.model import Auth, Config, Endpoint, Limits, Log, Server
+from broker.config.model import Auth, Config, Endpoint, Limits, Log, RtCloud, Server
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": Server,
     "auth": Auth,
     "limits": Limits,
     "endpoints": Endpoint,
+    "rtcloud": RtCloud,
     "log": Log,
 }
 """Sections in the order of the file; `endpoints` holds one table per name."""
@@ -34,6 +35,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     expects: str
     is_list: bool
+    is_map: bool
     is_path: bool
     is_secret: bool
 
@@ -47,6 +49,8 @@ def literal(value: Any) -> str:
     if isinstance(value, int | float):
         whole = isinstance(value, int) or value.is_integer()
         return (f"{int(value):_}" if abs(value) >= 10_000 else str(int(value))) if whole else repr(value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {literal(each)}" for key, each in value.items()) + " }"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(literal(each) for each in value) + "]"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -84,10 +88,11 @@ def _field(section: str, info: msgspec.structs.FieldInfo) -> Field:
         section=section,
         name=info.name,
         kind=info.type,
-        default=info.default,
+        default=info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory(),
         description=schema.get("description", ""),
         expects=_expects(bare, extra),
         is_list=isinstance(bare, inspect.VarTupleType),
+        is_map=isinstance(bare, inspect.DictType),
         is_path=bool(extra.get("path")),
         is_secret=bool(extra.get("secret")),
     )

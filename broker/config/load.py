@@ -167,6 +167,9 @@ def _convert(path: Path, setting: _Setting) -> Any:
     value = setting.value
     if setting.text and field.is_list:
         value = [each.strip() for each in value.split(",") if each.strip()]
+    elif setting.text and field.is_map:
+        pairs = (each.partition("=") for each in value.split(",") if each.strip())
+        value = {key.strip(): text.strip() for key, _, text in pairs}
     try:
         converted = msgspec.convert(value, field.kind, strict=not (setting.text and not field.is_list))
     except msgspec.ValidationError:

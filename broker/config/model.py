@@ -32,6 +32,10 @@ _Count = Annotated[int, Meta(ge=0, le=10_000_000)]
 _Deadline = Annotated[float, Meta(gt=0, le=366 * DAY_S)]
 
 
+_Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z][A-Za-z0-9_-]{0,63}\Z")]
+_Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")]
+
+
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the broker listens, and which hosts, pages and proxies it believes."""
 
@@ -82,11 +86,18 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Tokens, tickets, sign-ins and how often somebody may guess."""
+    """Tokens, users, tickets, sign-ins and how often somebody may guess."""
 
     tokens_file: Annotated[
         str,
         Meta(description="File with the digests of the tokens; empty: in the user's state folder.", extra=PATH),
+    ] = ""
+    users_file: Annotated[
+        str,
+        Meta(
+            description="File with the users and the hashes of their passwords; empty: in the user's state folder.",
+            extra=PATH,
+        ),
     ] = ""
     admin_token: Annotated[
         str,
@@ -102,6 +113,14 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     session_s: Annotated[
         float, Meta(gt=0, le=366 * DAY_S, description="Seconds for which signing in to a web page is good.")
     ] = 12 * 3600
+    passwords_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Wrong passwords for one user in a minute, from all addresses together that are new to them.",
+        ),
+    ] = 10
     guesses_per_minute: Annotated[
         int, Meta(ge=1, le=100_000, description="Wrong credentials that one address may send in a minute.")
     ] = 30
@@ -315,6 +334,27 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ""
 
 
+class RtCloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """rt-cloud's dialect, by which its unmodified daemons are workers here."""
+
+    enabled: Annotated[
+        bool, Meta(description="Take rt-cloud's daemons at the paths below, and give them their cookie at /login.")
+    ] = False
+    test_user: Annotated[
+        bool,
+        Meta(description="Let user `test` with password `test` in as a daemon, from this machine alone, to try out."),
+    ] = False
+    endpoints: Annotated[
+        dict[_Segment, _Name],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="Which endpoint a daemon serves that connects to a path, such as /wsData.",
+            extra={"expects": 'names of paths, each with the name of an endpoint, as in {wsData="data"}'},
+        ),
+    ] = msgspec.field(default_factory=lambda: {"wsData": "data", "wsSubject": "subject"})
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the daemon writes to its standard error."""
 
@@ -334,4 +374,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     auth: Auth = Auth()
     limits: Limits = Limits()
     endpoints: dict[str, Endpoint] = {}
+    rtcloud: RtCloud = RtCloud()
     log: Log = Log()

@@ -4,10 +4,17 @@ import ipaddress
 from collections.abc import Iterator
 
 from broker.config.fields import Path, literal
-from broker.config.model import Config, Limits, Server
+from broker.config.model import MIB, Config, Limits, RtCloud, Server
 
 CLOSE_REASON_MAX_BYTES = 123
 """RFC 6455, section 5.5: a control frame carries 125 bytes, two of which are the code."""
+
+OWN_PATHS = frozenset(
+    "broadcast call events livez login logout metrics readyz rpc static ticket whoami ws".split()  # noqa: SIM905
+)
+"""first parts of the broker's own paths"""
+DAEMON_FRAME_BYTES = 14 * MIB
+"""the largest message an rt-cloud daemon sends"""
 
 Problem = tuple[tuple[Path, str], ...]
 """The keys that may be at fault, each with what would be right; the one that somebody set is to be blamed."""
@@ -17,6 +24,8 @@ def problems(config: Config) -> Iterator[Problem]:
     """Everything that is wrong with a configuration whose values are right one by one."""
     yield from _server(config.server)
     yield from _limits(config.limits)
+    if config.rtcloud.enabled:
+        yield from _rtcloud(config.rtcloud, config)
     for name, endpoint in config.endpoints.items():
         longest_s = config.limits.deadline_max_s if endpoint.deadline_max_s is None else endpoint.deadline_max_s
         if endpoint.deadline_s is not None and endpoint.deadline_s > longest_s:
@@ -67,3 +76,16 @@ def _limits(limits: Limits) -> Iterator[Problem]:
                 (("limits", lower), f"expected at most limits.{upper}, which is {literal(high)}"),
                 (("limits", upper), f"expected at least limits.{lower}, which is {literal(low)}"),
             )
+
+
+def _rtcloud(rtcloud: RtCloud, config: Config) -> Iterator[Problem]:
+    for path in sorted(OWN_PATHS.intersection(rtcloud.endpoints)):
+        right = f"expected names of paths the broker does not have itself, and it has /{path}"
+        yield ((("rtcloud", "endpoints"), right),)
+    if config.limits.message_max_bytes < DAEMON_FRAME_BYTES:
+        size = literal(DAEMON_FRAME_BYTES)
+        right = f"expected at least {size}, the size of messages from rt-cloud's daemons, as rtcloud.enabled is set"
+        yield ((("limits", "message_max_bytes"), right), (("rtcloud", "enabled"), right))
+    if rtcloud.test_user and not is_loopback(config.server.host):
+        right = "everybody knows that password: expected false, or a server.host that only this machine can reach"
+        yield ((("rtcloud", "test_user"), right),)

@@ -33,8 +33,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Somebody who proved who they are.
 
     `expires_at` is wall-clock time in Unix seconds, None for never. `kind` says how they proved it
-    (`token`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token, if by one, `login_id` by
-    which sign-in of a browser, if by one.
+    (`token`, `user`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token, if by one,
+    `login_id` by which sign-in, if by one, `user_id` by which entry among the users, if by a password.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Principal(msgspec.Struct, frozen=True):
     kind: str = "token"
     token_id: str = ""
     login_id: str = ""
+    user_id: str = ""
 
 
 def role_name(role: Role) -> str:

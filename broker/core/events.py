@@ -146,6 +146,14 @@ class BadReply(msgspec.Struct, frozen=True, gc=False):
     detail: str
 
 
+class Overrun(msgspec.Struct, frozen=True, gc=False):
+    """A worker that cannot be told to wait has sent more of an answer than is held for a caller who does not read."""
+
+    session: Session
+    attempt: AttemptId
+    detail: str
+
+
 class Stray(msgspec.Struct, frozen=True, gc=False):
     """A reply that names no attempt of this session.
 
@@ -229,8 +237,8 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Attached | Resumed | Detached | Acked | Asked | Answered | BadReply | PartSent | CreditGranted | Progressed | Stray
-    | Malformed | Refused | Cancel | Congested | Drain
+    Attached | Resumed | Detached | Acked | Asked | Answered | BadReply | Overrun | PartSent | CreditGranted
+    | Progressed | Stray | Malformed | Refused | Cancel | Congested | Drain
 )  # fmt: skip
 
 

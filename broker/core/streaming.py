@@ -11,7 +11,7 @@ import msgspec
 from broker.core import errors
 from broker.core.budget import size_of
 from broker.core.errors import Kind
-from broker.core.events import CreditGranted, Deliver, PartSent, Progressed
+from broker.core.events import CreditGranted, Deliver, Overrun, PartSent, Progressed
 from broker.core.messages import Credit, Part, Progress
 from broker.core.pending import STREAMING, Attempt, Request
 from broker.core.refusals import RETRY_AFTER_MS
@@ -151,6 +151,12 @@ class Streaming:
                 outcome, retryable=retryable, bound=bound, retry_after_ms=RETRY_AFTER_MS
             )  # fmt: skip
         self.requests.stop(request, outcome, now)
+
+    def overrun(self, event: Overrun, now: float) -> None:
+        """More of an answer came than is held: its worker knows no credit, and its caller does not read."""
+        attempt = event.session.attempts.get(event.attempt)
+        if attempt is not None:
+            self._break_off(attempt.request, errors.SLOW_CONSUMER, event.detail, now)
 
     # ------------------------------------------------------------ credit
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from broker._version import VERSION
 from broker.auth.access_file import Access, AccessError, AccessFile
 from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
+from broker.auth.users import UserStore, default_users_path
 from broker.config.errors import ConfigError
 from broker.config.model import Config
 from broker.daemon.logs import Logs
@@ -70,7 +71,8 @@ class _Daemon:
         if self._config.auth.admin_token:
             self._logs.hide(self._config.auth.admin_token)
         tokens = TokenStore(Path(self._config.auth.tokens_file or default_tokens_path()))
-        broker = Broker(self._config, tokens=tokens, fixed={secret: local_principal()})
+        users = UserStore(Path(self._config.auth.users_file or default_users_path()))
+        broker = Broker(self._config, tokens=tokens, users=users, fixed={secret: local_principal()})
         await broker.start()
         try:
             url = await self._listen(broker)

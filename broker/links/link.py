@@ -153,6 +153,7 @@ class Link:
         "heard",
         "heard_at",
         "paused",
+        "pinged_at",
         "remote",
         "subprotocol",
     )
@@ -201,6 +202,7 @@ class Link:
         self.paused = False
         self.heard = False
         self.heard_at = 0.0
+        self.pinged_at = 0.0
         self.enqueued = 0
         self.flushed = 0
         self.broadcasts_dropped = 0
@@ -535,7 +537,8 @@ class Link:
         self._read_on()
 
     def _pinged(self, payload: bytes) -> None:
-        second = int(self._loop.time())
+        self.pinged_at = self._loop.time()
+        second = int(self.pinged_at)
         if second != self._ping_second:
             self._ping_second, self._ping_count = second, 0
         self._ping_count += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import ssl
 import time
@@ -20,14 +21,17 @@ from broker.admin.health import LiveHandler, ReadyHandler
 from broker.admin.metrics import Lag, MetricsHandler, Sources
 from broker.admin.web.files import FileHandler, PageHandler
 from broker.auth.authenticate import Authenticator
+from broker.auth.daemon_sign_in import DaemonSignIn
 from broker.auth.door import Door, Gate
 from broker.auth.facts import Refused
 from broker.auth.guesses import Guesses
 from broker.auth.logins import Logins, cookie_name
 from broker.auth.origins import HostRules
 from broker.auth.proxies import TrustedProxies
+from broker.auth.sign_in import SignIn
 from broker.auth.tickets import Tickets
 from broker.auth.tokens import TokenStore, admin_principal
+from broker.auth.users import UserStore
 from broker.config.certificates import server_context
 from broker.config.model import Config
 from broker.core.access import Principal
@@ -43,8 +47,10 @@ from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
 from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
+from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
 from broker.wire.pieces import join_reply
+from broker.wire.rtcloud import CALL_ID_BITS, CallIds
 
 log = logging.getLogger("broker")
 
@@ -77,8 +83,8 @@ class NotFoundHandler(Door):
 class Broker:
     """One broker. `await start()`, then `await listen()` for sockets of its own; `await stop()` leaves nothing behind.
 
-    `tokens` are the stored tokens (None: there are none), `fixed` maps secrets known to this process alone to who
-    they stand for. Not thread-safe: everything is called on the event loop that `start` ran in.
+    `tokens` and `users` are those stored in files (None: there are none), `fixed` maps secrets known to this process
+    alone to who they stand for. Not thread-safe: everything is called on the event loop that `start` ran in.
     """
 
     def __init__(
@@ -86,12 +92,14 @@ class Broker:
         config: Config | None = None,
         *,
         tokens: TokenStore | None = None,
+        users: UserStore | None = None,
         fixed: Mapping[str, Principal] | None = None,
     ) -> None:
         self.config = config or Config()
         self.node = secrets.token_hex(4)
         self.port = 0
         self._tokens = tokens
+        self._users = users
         self._fixed = dict(fixed or {})
         if self.config.auth.admin_token:
             self._fixed[self.config.auth.admin_token] = admin_principal()
@@ -120,19 +128,31 @@ class Broker:
         auth = self.config.auth
         self.tickets = Tickets(time.monotonic, live_s=auth.ticket_s)
         self.logins = Logins(time.time, live_s=auth.session_s)
+        guesses = Guesses(time.monotonic, per_minute=auth.guesses_per_minute)
+        self.sign_in: SignIn | None = None
+        if self._users is not None:
+            self.sign_in = SignIn(self._users, time.monotonic, guesses, per_minute=auth.passwords_per_minute)
         self.authenticator = Authenticator(
             self._host_rules(self.config),
             tokens=self._tokens,
             tickets=self.tickets,
-            guesses=Guesses(time.monotonic, per_minute=auth.guesses_per_minute),
+            guesses=guesses,
             fixed=self._fixed,
             logins=self.logins,
+            sign_in=self.sign_in,
         )
         self.authenticator.cookie = cookie_name(self.config.server.port)
         self.gate = Gate(self.authenticator, TrustedProxies(self.config.server.trusted_proxies))
+        rtcloud = self.config.rtcloud
+        self.daemons: DaemonSignIn | None = None
+        if rtcloud.enabled:
+            self.daemons = DaemonSignIn(rtcloud.endpoints.values(), test_user=rtcloud.test_user)
+        self.call_ids = CallIds(lambda: secrets.randbits(CALL_ID_BITS) or 1)
         self._repeat("lag", LAG_SAMPLE_S, self._sample_lag)
         if self._tokens is not None:
             self._repeat("tokens", TOKENS_LOOK_S, self._look_at_tokens)
+        if self._users is not None:
+            self._repeat("users", TOKENS_LOOK_S, self._look_at_users)
 
     async def listen(self) -> str:
         """Bind the configured address and serve on it; returns the URL.
@@ -192,7 +212,7 @@ class Broker:
         gate = {"gate": self.gate}
         asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
         listening = asking | {"links": self.links}
-        login = gate | {"engine": self.engine, "logins": self.logins}
+        login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [
             URLSpec(rf"{prefix}/", PageHandler, gate),
@@ -211,7 +231,16 @@ class Broker:
             URLSpec(rf"{prefix}/livez", LiveHandler, gate),
             URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),
             URLSpec(rf"{prefix}/metrics", MetricsHandler, gate | {"sources": sources}),
+            *self._rtcloud_routes(prefix, listening),
         ]
+
+    def _rtcloud_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:
+        """The paths of rt-cloud's daemons."""
+        if self.daemons is None:
+            return []
+        endpoints = self.config.rtcloud.endpoints
+        arguments = listening | {"daemons": self.daemons, "ids": self.call_ids, "endpoints": endpoints}
+        return [URLSpec(rf"{prefix}/({'|'.join(map(re.escape, endpoints))})", RtCloudHandler, arguments)]
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what is in flight; whether all of it ended in time."""
@@ -230,6 +259,8 @@ class Broker:
             self._acceptor.close()
         self.engine.feed(Drain(now=True))
         await self._close_links()
+        if self.sign_in is not None:
+            await self.sign_in.close()
         self.engine.stop()
         if self._server is not None:
             await self._server.close_all_connections()
@@ -271,8 +302,9 @@ class Broker:
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
         if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
-        if config.auth != self.config.auth:
-            raise ReloadError("the section auth cannot change while the broker runs; restart it")
+        for section in ("auth", "rtcloud"):
+            if getattr(config, section) != getattr(self.config, section):
+                raise ReloadError(f"the section {section} cannot change while the broker runs; restart it")
         for key in FIXED_LIMITS:
             if getattr(config.limits, key) != getattr(self.config.limits, key):
                 raise ReloadError(f"limits.{key} cannot change while the broker runs; restart it")
@@ -324,3 +356,17 @@ class Broker:
             for session in list(self.router.sessions.by_id.values()):
                 if session.token_id in gone and session.link is not None:
                     session.link.close(UNAUTHORISED.code, "the token was revoked")
+
+    def _look_at_users(self, _: float) -> None:
+        """End the sign-ins of users who were removed or changed, and what was opened with them."""
+        assert self._users is not None
+        gone = self._users.refresh()
+        if not gone:
+            return
+        self.logins.close_all_of(gone)
+        names = {user_id.rpartition(":")[0] for user_id in gone}
+        for session in list(self.router.sessions.by_id.values()):
+            # By the name: a sign-in that gave way to newer ones is no longer among the logins, its links live on.
+            ended = session.login_id and session.principal in names and not self.logins.is_open(session.login_id)
+            if ended and session.link is not None:
+                session.link.close(UNAUTHORISED.code, "the user was removed or changed")

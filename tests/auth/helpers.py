@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from broker.auth import passwords
 from broker.auth.authenticate import Authenticator
 from broker.auth.facts import RequestFacts
 from broker.auth.guesses import Guesses
@@ -10,6 +13,12 @@ from broker.auth.tickets import Tickets
 from broker.auth.tokens import TokenStore, admin_principal, local_principal, new_secret
 
 ADMIN = "an-administrator-s-token-from-outside"
+
+
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that cost microseconds instead of a tenth of a second: scrypt, argon2 installed or not."""
+    monkeypatch.setattr(passwords, "SCRYPT_LN", 4)
+    monkeypatch.setattr(passwords, "_argon2", lambda: None)
 
 
 class Clock:

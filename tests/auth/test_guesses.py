@@ -43,3 +43,18 @@ def test_the_table_is_bounded_and_forgets_the_longest_unheard() -> None:
 )
 def test_ipv6_counts_by_64_bits(one: str, other: str, same: bool) -> None:
     assert (group_of(one) == group_of(other)) is same
+
+
+def test_what_was_no_failure_is_taken_back() -> None:
+    clock = Clock()
+    guesses = Guesses(clock, per_minute=2, addresses_max=2)
+    assert guesses.wait_s("10.0.0.1") == 0 and len(guesses) == 0, "looking notes nothing"
+    assert [guesses.wrong("10.0.0.1") for _ in range(2)] == [0, 0] and guesses.wait_s("10.0.0.1") == 30
+    guesses.right("10.0.0.1")
+    assert guesses.wait_s("10.0.0.1") == 0 and guesses.wrong("10.0.0.1") == 0 and guesses.wrong("10.0.0.1") == 30
+    clock.now += 60
+    for _ in range(5):
+        guesses.right("10.0.0.1")
+    assert [guesses.wrong("10.0.0.1") for _ in range(3)] == [0, 0, 30], "never more than a minute's worth"
+    guesses.right("10.0.0.7")
+    assert len(guesses) == 1, "nothing was taken there"

@@ -9,8 +9,10 @@ import pytest
 from broker.auth.authenticate import Credential
 from broker.auth.facts import Refused, RequestFacts
 from broker.auth.logins import Logins, cookie_name, cookie_values, set_cookie
+from broker.auth.sign_in import SignIn
+from broker.auth.users import UserStore
 from broker.core.access import Grant, Principal, Role
-from tests.auth.helpers import ADMIN, Clock, Doors, bearer, request
+from tests.auth.helpers import ADMIN, Clock, Doors, bearer, cheap_passwords, request
 
 CAROL = Principal("carol", (Grant(Role.CALLER, ("lab",)),), token_id="aa")
 OWN = ("origin", "http://localhost:8787")
@@ -198,6 +200,41 @@ def test_a_ticket_dies_with_the_sign_in_it_was_got_with(tmp_path: Path) -> None:
     assert made.authenticator.authenticate(asked(ticket=good)).kind == "ticket"
     assert made.authenticator.logins is not None and made.authenticator.logins.close(principal.login_id)
     assert refusal(made, ticket=late).status == 401
+
+
+def test_cookie_and_ticket_die_with_the_users_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap_passwords(monkeypatch)
+    made, users = doors(tmp_path), UserStore(tmp_path / "users.json")
+    record = users.add("carol", "a long password")
+    value = signed_in(made, record.principal())
+    assert refusal(made, cookie(value), OWN).status == 401, "a broker without users knows none"
+    made.authenticator.sign_in = SignIn(users, made.steady, made.guesses)
+    principal = made.authenticator.authenticate(asked(cookie(value), OWN))
+    ticket = made.tickets.issue(principal)
+    users.set_password("carol", "another long one")
+    assert refusal(made, cookie(value), OWN).status == 401
+    assert refusal(made, ticket=ticket).status == 401
+
+
+def test_the_sign_ins_of_tokens_and_users_end_together_and_are_named() -> None:
+    logins = Logins(Clock(), live_s=60)
+    values = [
+        logins.open(Principal("carol", (), token_id="aa"))[0],
+        logins.open(Principal("carol", (), user_id="carol:1"))[0],
+        logins.open(Principal("dave", (), user_id="dave:1"))[0],
+    ]
+    ids = [found.login_id for value in values if (found := logins.find(value))]
+    assert logins.close_all_of({"aa", "carol:1", "x"}) == set(ids[:2]) and len(logins) == 1
+    assert logins.close_all_of({"aa"}) == frozenset()
+
+
+def test_what_is_closed_early_is_not_kept_until_its_time() -> None:
+    logins = Logins(Clock(), live_s=60)
+    for _ in range(5000):
+        value, _ = logins.open(CAROL)
+        found = logins.find(value)
+        assert found is not None and logins.close(found.login_id)
+    assert len(logins) == 0 and len(logins._ends) <= 1001 and not logins._by_name
 
 
 def test_signing_in_with_a_wrong_token_counts_as_a_guess(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_other_variables_are_not_touched() -> None:
         ("port = 1", "unknown key port; did you mean server.port?"),
         ("prot = 1", "unknown key prot; did you mean server.port?"),
         ("[servr]\nport = 1", "unknown key servr; did you mean [server]?"),
-        ("[zzz]", "unknown key zzz; known there: server, auth, limits, endpoints, log"),
+        ("[zzz]", "unknown key zzz; known there: server, auth, limits, endpoints, rtcloud, log"),
         ("[log]\nzzz = 1", "unknown key log.zzz; known there: level, format"),
         ("[log]\nLevel = 'info'", "unknown key log.Level; did you mean log.level?"),
         (
@@ -298,8 +298,12 @@ def test_public_addresses_need_tls_or_insecure(host: str, tmp_path: Path) -> Non
             "unknown variable BROKER_SERVER__SLOT_MS; did you mean BROKER_LIMITS__SLOT_MS?",
         ),
         ("BROKER_LOG__ZZZ", "1", "unknown variable BROKER_LOG__ZZZ; known there: level, format"),
-        ("BROKER_ZZZ__ZZZ", "1", "unknown variable BROKER_ZZZ__ZZZ; known there: server, auth, limits, endpoints, log"),
-        ("BROKER__", "1", "unknown variable BROKER__; known there: server, auth, limits, endpoints, log"),
+        (
+            "BROKER_ZZZ__ZZZ",
+            "1",
+            "unknown variable BROKER_ZZZ__ZZZ; known there: server, auth, limits, endpoints, rtcloud, log",
+        ),
+        ("BROKER__", "1", "unknown variable BROKER__; known there: server, auth, limits, endpoints, rtcloud, log"),
         ("BROKER_SERVER__PORT__X", "1", "unknown variable BROKER_SERVER__PORT__X; did you mean BROKER_SERVER__PORT?"),
         (
             "BROKER_ENDPOINTS__CLOSED",
@@ -448,3 +452,52 @@ def test_any_environment_loads_or_raises_one_clear_error(environment: dict[str, 
         load(environment=environment)
     except ConfigError as error:
         assert "BROKER_" in str(error)
+
+
+# ---------------------------------------------------------------- rt-cloud
+
+
+def test_paths_of_daemons_are_a_table_or_one_line(file: Path) -> None:
+    assert load().rtcloud.endpoints == {"wsData": "data", "wsSubject": "subject"} and not load().rtcloud.enabled
+    file.write_text('[rtcloud]\nenabled = true\n[rtcloud.endpoints]\nwsScan-1 = "lab.data"\n')
+    assert load(file).rtcloud.endpoints == {"wsScan-1": "lab.data"}
+    file.write_text('[rtcloud]\nendpoints = { wsA = "a", wsB = "a" }\n')
+    assert load(file).rtcloud.endpoints == {"wsA": "a", "wsB": "a"}
+    environment = {"BROKER_RTCLOUD__ENDPOINTS": " wsA = a, wsB=b ,"}
+    assert load(file, environment).rtcloud.endpoints == {"wsA": "a", "wsB": "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[rtcloud.endpoints]\n", "rtcloud.endpoints"),
+        ('[rtcloud.endpoints]\n"ws/data" = "a"\n', "rtcloud.endpoints"),
+        ('[rtcloud.endpoints]\n"" = "a"\n', "rtcloud.endpoints"),
+        ('[rtcloud.endpoints]\nwsData = "a/b"\n', "rtcloud.endpoints"),
+        ('[rtcloud.endpoints]\nwsData = ""\n', "rtcloud.endpoints"),
+        ("[rtcloud.endpoints]\nwsData = 5\n", "rtcloud.endpoints"),
+        ('[rtcloud]\nenabled = true\nendpoints = { ws = "a" }\n', "it has /ws"),
+        ('[rtcloud]\nenabled = true\nendpoints = { metrics = "a" }\n', "it has /metrics"),
+        ("[rtcloud]\nenabled = true\n[limits]\nmessage_max_bytes = 1000000\n", "limits.message_max_bytes"),
+        ("[rtcloud]\nenabled = 1\n", "rtcloud.enabled"),
+        (
+            "[rtcloud]\nenabled = true\ntest_user = true\n[server]\nhost = '0.0.0.0'\ninsecure = true\n",
+            "rtcloud.test_user = true: everybody knows that password",
+        ),
+    ],
+)
+def test_what_is_wrong_about_daemons_is_named(file: Path, text: str, named: str) -> None:
+    assert named in _file_error(file, text)
+
+
+def test_own_paths_are_those_of_the_routes() -> None:
+    import asyncio
+
+    from broker.config.rules import OWN_PATHS
+    from broker.node.broker import Broker
+
+    async def main() -> set[str]:
+        async with Broker() as broker:
+            return {route.matcher._path.split("/")[1] for route in broker.routes()}  # type: ignore[attr-defined]
+
+    assert asyncio.run(main()) - {""} == OWN_PATHS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from broker.core import errors
-from broker.core.events import CreditGranted, PartSent, Progressed
+from broker.core.events import CreditGranted, Overrun, PartSent, Progressed
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.messages import Body, Call, Credit, End, Message, Part, Progress
 from broker.core.pending import Attempt
@@ -473,3 +473,30 @@ def test_credit_withheld_when_its_worker_was_lost_is_told_when_another_has_the_r
     pair.world.worker()
     pair.world.detach(pair.worker)
     assert pair.credits(pair.caller) == [6]
+
+
+# ---------------------------------------------------------------- workers that know no credit
+
+
+def test_a_worker_that_cannot_wait_has_its_request_ended_when_too_much_is_held() -> None:
+    pair = Pair(stream_in=True)
+    pair.down(0)
+    pair.world.take()
+    pair.world.feed(Overrun(pair.worker, pair.attempt.id, "too much is held"))
+    end = pair.world.one_end(pair.caller)
+    assert end.outcome.kind is errors.SLOW_CONSUMER and end.outcome.detail == "too much is held"
+    assert pair.world.cancelled(pair.worker) == [pair.attempt.id]
+    assert pair.counters.streams_broken == 1
+    pair.world.take()
+    pair.world.feed(Overrun(pair.worker, pair.attempt.id, "again"))
+    assert pair.world.take() == []
+
+
+def test_only_the_worker_that_has_a_request_can_overrun_it() -> None:
+    pair = Pair(stream_in=True)
+    other = pair.world.worker()
+    pair.world.take()
+    pair.world.feed(Overrun(other, pair.attempt.id, "not mine"))
+    assert pair.world.take() == []
+    pair.world.answer(pair.worker, pair.attempt)
+    assert pair.world.one_end(pair.caller).outcome.kind is errors.OK

@@ -90,14 +90,19 @@ class Daemon:
         return connect(self.url.replace("http", "ws", 1) + path, additional_headers=headers, proxy=None, **options)
 
     def http(
-        self, path: str, token: str | None = None, method: str = "GET", context: ssl.SSLContext | None = None
+        self,
+        path: str,
+        token: str | None = None,
+        method: str = "GET",
+        context: ssl.SSLContext | None = None,
+        body: bytes = b"",
     ) -> tuple[int, str]:
         import urllib.error
         import urllib.request
 
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"} if token != "" else {}
         request = urllib.request.Request(
-            self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None
+            self.url + path, method=method, headers=headers, data=body if method == "POST" else None
         )
         handlers: list[Any] = [urllib.request.ProxyHandler({})]
         if context:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from broker.auth.users import UserStore
 from tests.daemon.process import REPOSITORY, Daemon, ask, command, daemon, environment, self_signed, trusting
 
 ADMIN = "canary-admin-token-0123456789abcdefghij"
@@ -122,6 +123,15 @@ def test_a_damaged_token_file_is_one_line_and_exit_code_2(tmp_path: Path) -> Non
     assert "tokens.json" in ended.stderr
 
 
+def test_a_file_of_users_that_others_can_read_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    users = tmp_path / "users.json"
+    users.write_text('{"version": 1, "users": []}')
+    users.chmod(0o644)
+    ended = command(tmp_path, "serve", "--port", "0", env={"BROKER_AUTH__USERS_FILE": str(users)})
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1 and "users.json can be read by others" in ended.stderr
+
+
 def test_it_serves_without_a_place_for_its_access_file(tmp_path: Path) -> None:
     env = environment(tmp_path)
     folder = Path(env["XDG_RUNTIME_DIR"], "broker")
@@ -195,6 +205,7 @@ CANARIES = {
     "query": "canary-query-0123456789abcdefghijklmnop",
     "path": "canary-path-0123456789abcdefghijklmnopq",
     "body": "canary-body-0123456789abcdefghijklmnopq",
+    "password": "canary-password-0123456789abcdefghijklm",
 }
 
 RAISING = """
@@ -217,6 +228,11 @@ def test_row_06_no_credential_is_written_anywhere(tmp_path: Path, style: str) ->
         assert running.http("/metrics", ADMIN)[0] == 500
         running.http(f"/metrics?token={CANARIES['query']}", ADMIN)
         assert running.http("/metrics", CANARIES["wrong"])[0] == 401
+        UserStore(tmp_path / "xdg_state_home" / "broker" / "users.json").add("carol", CANARIES["password"])
+        for name, password in (("carol", CANARIES["password"]), ("carol", CANARIES["password"] + "x"), ("", "x")):
+            body = json.dumps({"name": name or CANARIES["password"], "password": password}).encode()
+            assert running.http("/login", "", "POST", body=body)[0] == (401 if password[-1] == "x" else 200)
+            assert running.http("/login", "", "POST", body=body + b",")[0] == 400
         ticket = json.loads(running.http("/ticket", ADMIN, "POST")[1])["ticket"]
         bearer = "bearer." + base64.urlsafe_b64encode(ADMIN.encode()).decode().rstrip("=")
         local = running.token

@@ -27,6 +27,10 @@ class Answer:
     def outcome(self) -> str:
         return self.headers.get("broker-outcome", "")
 
+    def all_headers(self, name: str) -> list[str]:
+        """Every value of a header that may come several times."""
+        return self.headers[name].split("\n") if name in self.headers else []
+
 
 class Wire:
     """One TCP connection to a broker."""
@@ -49,7 +53,11 @@ class Wire:
         async with asyncio.timeout(PATIENCE_S):
             text = (await self.reader.readuntil(b"\r\n\r\n")).decode()
         first, *lines = text.strip().split("\r\n")
-        return int(first.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+        headers: dict[str, str] = {}
+        for name, value in (line.split(": ", 1) for line in lines):
+            key = name.lower()
+            headers[key] = f"{headers[key]}\n{value}" if key in headers else value
+        return int(first.split()[1]), headers
 
     async def until(self, text: bytes) -> bytes:
         """Everything up to and with this text, chunks' sizes left in."""

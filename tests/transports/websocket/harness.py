@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from broker.auth.tokens import EVERYTHING, TokenStore
+from broker.auth.users import UserStore
 from broker.config.model import Config
 from broker.core.access import Grant, Principal, Role
 from broker.node.broker import Broker
@@ -226,10 +227,13 @@ async def serving(
     settings: Config | None = None,
     *,
     tokens: TokenStore | None = None,
+    users: UserStore | None = None,
     fixed: Mapping[str, Principal] | None = None,
+    **more: Any,
 ) -> AsyncIterator[World]:
     """A broker on a free port. Afterwards its tables are empty and its invariants hold."""
-    broker = Broker(settings or config(), tokens=tokens, fixed=PRINCIPALS if fixed is None else fixed)
+    secrets = PRINCIPALS if fixed is None else fixed
+    broker = Broker(settings or config(), tokens=tokens, users=users, fixed=secrets, **more)
     await broker.start()
     try:
         await broker.listen()

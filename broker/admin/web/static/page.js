@@ -111,8 +111,9 @@ function forget() {
 
 $("sign-in").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const token = $("token").value.trim();
-  const response = await post("login", { token }).catch(() => null);
+  const [name, secret] = [$("name").value.trim(), $("token").value];
+  const credential = name ? { name, password: secret } : { token: secret.trim() };
+  const response = await post("login", credential).catch(() => null);
   if (!response?.ok) {
     $("sign-in-error").textContent = response ? await reasonOf(response) : "The broker does not answer.";
     $("token").select();

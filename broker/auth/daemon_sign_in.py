@@ -1,0 +1,48 @@
+"""What signing in at `/login` gives rt-cloud's daemons beside the session cookie: a cookie they know by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from broker.auth.facts import RequestFacts
+from broker.auth.logins import set_cookie
+from broker.auth.proxies import parse_address
+from broker.auth.signed_cookie import Signer
+from broker.core.access import Grant, Principal, Role
+
+COOKIE = "login"
+"""the cookie in which a daemon shows its sign-in"""
+TEST_LOGIN = ("test", "test")
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+class DaemonSignIn:
+    """Writes and reads the cookie `login`, signed with a key of this object, and knows rt-cloud's test login.
+
+    That one stands for a worker at `endpoints` and nothing else; without `test_user` it is nobody's.
+    """
+
+    __slots__ = ("_signer", "_tester")
+
+    def __init__(self, endpoints: Iterable[str], *, test_user: bool) -> None:
+        self._signer = Signer()
+        grants = (Grant(Role.WORKER, tuple(sorted(set(endpoints)))),)
+        self._tester = Principal("test", grants, kind="login") if test_user else None
+
+    def find_tester(self, facts: RequestFacts, name: str, password: str) -> Principal | None:
+        """Whom the test login stands for, if this is it and comes from this machine; else None."""
+        return self._tester if (name, password) == TEST_LOGIN and is_here(facts) else None
+
+    def write(self, value: str, live_s: float, *, secure: bool) -> str:
+        """The Set-Cookie header for a sign-in of this value; with 0 seconds it takes the cookie away."""
+        return set_cookie(COOKIE, self._signer.sign(COOKIE, value) if live_s else "", live_s, secure=secure)
+
+    def read(self, text: str) -> str | None:
+        """The value of the sign-in that a cookie stands for; None if it was not written here."""
+        return self._signer.read(COOKIE, text)
+
+
+def is_here(facts: RequestFacts) -> bool:
+    """Whether who asks is on this machine, and no proxy that nobody trusts may stand before somebody who is not."""
+    address = parse_address(facts.remote)
+    return address is not None and address.is_loopback and not any(facts.header(name) for name in _FORWARDED)
