@@ -196,8 +196,8 @@ class Embedding:
         return future
 
     def _soon(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call a function on the loop: at once if that runs in this thread."""
-        if self._is_here():
+        """Call a function on the loop: at once if that runs in this thread and no other was first."""
+        if self._is_here() and not self._threads._errands:
             function(*arguments)
         else:
             self._threads._schedule(function, *arguments)

@@ -231,6 +231,7 @@ def test_broadcasts_lose_their_header_and_are_dropped_above_the_soft_bound(loop:
             ends.here.send(b"x" * (2 * MIB))
             assert not ends.here.send_frame(text_frame(b"news"))
             assert (ends.here.broadcasts_dropped, ends.links[0].counters.broadcasts_dropped) == (1, 1)
+            ends.there.resume_reading()
 
     run(main, loop)
 

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import gc
 import logging
+import re
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -720,3 +722,10 @@ def test_who_asks_is_told_in_this_process_only() -> None:
             assert principal == "local" and name.startswith(broker.node)
 
     run(main)
+
+
+def test_the_page_has_a_table_of_all_names() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text().split("## All names", 1)[1]
+    named = set(re.findall(r"[`, ](\w+)\(", text)) | {"loop", "url", "open_link", "abort"}
+    public = {name for name in dir(Broker) if not name.startswith("_")}
+    assert public <= named, public - named
