@@ -10,18 +10,24 @@ from broker._version import VERSION as __version__
 if TYPE_CHECKING:
     from broker.client.async_client import AsyncClient
     from broker.client.client import Client
+    from broker.core.access import Grant, Principal, Role
     from broker.node.broker import Broker
     from broker.peer import errors
     from broker.peer.errors import BrokerError
     from broker.worker.worker import Worker
 
-__all__ = ["AsyncClient", "Broker", "BrokerError", "Client", "Worker", "__version__", "errors"]
+__all__ = [
+    "AsyncClient", "Broker", "BrokerError", "Client", "Grant", "Principal", "Role", "Worker", "__version__", "errors",
+]  # fmt: skip
 
 _HOMES = {
     "AsyncClient": "broker.client.async_client",
     "Broker": "broker.node.broker",
     "BrokerError": "broker.peer.errors",
     "Client": "broker.client.client",
+    "Grant": "broker.core.access",
+    "Principal": "broker.core.access",
+    "Role": "broker.core.access",
     "Worker": "broker.worker.worker",
     "errors": "broker.peer.errors",
 }

@@ -12,6 +12,7 @@ SHORT = {
     "flood": ["--calls", "20", "--repeat", "1", "--workers", "2", "--window", "40"],
     "http": ["--calls", "100", "--repeat", "1"],
     "stream": ["--mb", "4", "--repeat", "1"],
+    "embedding": ["--threads", "8", "--calls", "160", "--repeat", "1"],
     "sdk": ["--calls", "200", "--repeat", "1", "--memory", "1000"],
 }
 

@@ -150,20 +150,34 @@ class Authenticator:
             self._count_door(refused.status)
             raise
 
-    def authenticate(self, facts: RequestFacts) -> Principal:
-        """Who sent the request.
+    def authenticate(self, facts: RequestFacts, cookie: str | None = None) -> Principal:
+        """Who sent the request. `cookie` is what the session cookie is called there, if not as elsewhere.
 
         Raises Refused: 400, 421, 403 as `check_door`; 400 for a credential given twice; 401 for none, 401 in
         one form for every credential that is not valid, 429 with Retry-After instead of that when too many
         wrong ones came from the address. A valid credential passes however many wrong ones came before.
         """
         self.check_door(facts)
-        credential = self._credential(facts)
+        credential = self._credential(facts, self.cookie if cookie is None else cookie)
         principal = self._principal(credential)
         if principal is None:
             raise self._wrong(facts.remote)
         self.counters.admitted += 1
         return principal
+
+    def admit(self, principal: Principal) -> Principal:
+        """Let in somebody whom the program around the broker vouches for; of kind `host`.
+
+        Raises Refused 401 if they have expired, TypeError for what is no principal.
+        """
+        if not isinstance(principal, Principal):
+            raise TypeError(f"authenticate gave a {type(principal).__name__}, neither a Principal nor None")
+        admitted = msgspec.structs.replace(principal, kind="host", token_id="", login_id="")
+        if not self.still_holds(admitted):
+            self.counters.wrong += 1
+            raise Refused(401, "the credential has expired", (_CHALLENGE,))
+        self.counters.admitted += 1
+        return admitted
 
     def authenticate_token(self, facts: RequestFacts, token: str) -> Principal:
         """Who holds a token that came in the body of a request, to sign in with.
@@ -211,16 +225,16 @@ class Authenticator:
         self.counters.admitted += 1
         return principal
 
-    def _from_cookie(self, facts: RequestFacts) -> Credential | None:
+    def _from_cookie(self, facts: RequestFacts, cookie: str) -> Credential | None:
         """The session cookie, which browsers send by themselves: only a page of ours may use it.
 
         `check_door` has compared the Origin already. Browsers send none with a GET of the page's own origin (Fetch
         standard, section 3.2), so there `Sec-Fetch-Site` has to say so, which no page can forge. SameSite=Strict alone
         would let pages on other ports of the same host in.
         """
-        if self.logins is None or not self.cookie:
+        if self.logins is None or not cookie:
             return None
-        value = _only(cookie_values(facts, self.cookie), f"cookie {self.cookie}")
+        value = _only(cookie_values(facts, cookie), f"cookie {cookie}")
         if value is None:
             return None
         own = facts.method in ("GET", "HEAD") and facts.header("sec-fetch-site") == ("same-origin",)
@@ -233,12 +247,15 @@ class Authenticator:
         self.counters.misdirected += status == 421
         self.counters.origin_refused += status == 403
 
-    def _credential(self, facts: RequestFacts) -> Credential:
+    def _credential(self, facts: RequestFacts, cookie: str) -> Credential:
         try:
-            for reader in (*READERS, self._from_cookie):
+            for reader in READERS:
                 credential = reader(facts)
                 if credential is not None:
                     return credential
+            credential = self._from_cookie(facts, cookie)
+            if credential is not None:
+                return credential
         except Refused as refused:
             self._count_door(refused.status)
             raise

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http.client import responses
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import msgspec
 from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.web import HTTPError, RequestHandler
 
 from broker.auth.authenticate import Authenticator
 from broker.auth.facts import Refused, RequestFacts, facts_of
+from broker.auth.logins import cookie_name
 from broker.auth.proxies import TrustedProxies
 from broker.core.access import Principal
 from broker.links.acceptor import Acceptor
@@ -22,15 +24,56 @@ _PAGES_MAY_READ = "Broker-Attempts, Broker-Elapsed-Ms, Broker-Outcome, Broker-Re
 _PREFLIGHT_GOOD_S = 600
 
 
+Authenticate: TypeAlias = Callable[[HTTPServerRequest], Principal | None]
+"""The authentication of the program around the broker: who sends a request; None leaves it to the broker's own."""
+
+
 class Gate:
-    """What every handler asks: who may come in. `acceptor` is told who did, so that they count no longer."""
+    """What every handler asks: who may come in. `acceptor` is told who did, so that they count no longer.
 
-    __slots__ = ("acceptor", "authenticator", "proxies")
+    `authenticate` is the program's own authentication, asked before the broker's. `mounted` is the prefix of the routes
+    in an application that somebody else serves: then the addresses that its sockets are bound to are names of the
+    broker too, and sign-ins have a cookie of their own.
+    """
 
-    def __init__(self, authenticator: Authenticator, proxies: TrustedProxies, acceptor: Acceptor | None = None) -> None:
+    __slots__ = ("_authenticate", "_cookie", "_mounted", "acceptor", "authenticator", "path", "proxies")
+
+    def __init__(
+        self, authenticator: Authenticator, proxies: TrustedProxies, acceptor: Acceptor | None = None, *,
+        authenticate: Authenticate | None = None, mounted: str | None = None,
+    ) -> None:  # fmt: skip
         self.authenticator = authenticator
         self.proxies = proxies
         self.acceptor = acceptor
+        self.path = f"{mounted or ''}/"
+        """where the routes begin, for the cookie's Path"""
+        self._authenticate = authenticate
+        self._mounted = mounted
+        self._cookie = ""
+
+    @property
+    def cookie(self) -> str:
+        """The name of the session cookie."""
+        return self._cookie or self.authenticator.cookie
+
+    def arrived(self, stream: IOStream) -> None:
+        """A request is there."""
+        if self.acceptor is not None:
+            self.acceptor.requested(stream)
+        if self._mounted is not None and stream.socket is not None:
+            address = stream.socket.getsockname()
+            if isinstance(address, tuple):  # else a Unix socket, whose proxy says what it is called
+                self.authenticator.rules.add_bind(address[0], address[1])
+                self._cookie = self._cookie or cookie_name(address[1], self._mounted)
+
+    def authenticate(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal:
+        """Who is asking, judged by Host and Origin first. Raises Refused, and what the program's function raises."""
+        if self._authenticate is not None:
+            self.authenticator.check_door(facts)
+            principal = self._authenticate(request)
+            if principal is not None:
+                return self.authenticator.admit(principal)
+        return self.authenticator.authenticate(facts, self.cookie)
 
 
 class Door(RequestHandler):
@@ -52,8 +95,7 @@ class Door(RequestHandler):
         """The request is complete: its facts are taken once."""
         self._let_page_read()
         self.facts = facts_of(self.request, self.gate.proxies)
-        if self.gate.acceptor is not None:
-            self.gate.acceptor.requested(self.stream)
+        self.gate.arrived(self.stream)
 
     def set_default_headers(self) -> None:
         """Headers of every answer."""
@@ -110,7 +152,7 @@ class Door(RequestHandler):
 
     def authenticate(self) -> Principal:
         """Who is asking. Raises Refused."""
-        principal = self.gate.authenticator.authenticate(self.facts)
+        principal = self.gate.authenticate(self.request, self.facts)
         if self.gate.acceptor is not None:
             self.gate.acceptor.authenticated(self.stream)
         return principal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 import secrets
 from collections.abc import Callable, Container
 
@@ -123,13 +124,13 @@ def _login_id(value: str) -> str:
     return digest_of(value).hex()
 
 
-def cookie_name(port: int) -> str:
-    """The name of the cookie of a broker listening on this port.
+def cookie_name(port: int, prefix: str = "") -> str:
+    """The name of the cookie of a broker listening on this port, or under this prefix of an application that does.
 
     Browsers keep cookies per host, whatever the port (RFC 6265 section 8.5): under one name, two brokers of one
     machine would sign each other's people out.
     """
-    return f"broker-{port}"
+    return f"broker-{port}{re.sub('[^A-Za-z0-9_.]', '-', prefix)}"
 
 
 def cookie_values(facts: RequestFacts, name: str) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def cookie_values(facts: RequestFacts, name: str) -> tuple[str, ...]:
     return tuple(value for key, _, value in pairs if key == name)
 
 
-def set_cookie(name: str, value: str, live_s: float, *, secure: bool) -> str:
+def set_cookie(name: str, value: str, live_s: float, *, secure: bool, path: str = "/") -> str:
     """The Set-Cookie header (RFC 6265 section 4.1) of a sign-in; with 0 seconds it takes the cookie away."""
-    attributes = f"Path=/; Max-Age={max(0, int(live_s))}; HttpOnly; SameSite=Strict"
+    attributes = f"Path={path}; Max-Age={max(0, int(live_s))}; HttpOnly; SameSite=Strict"
     return f"{name}={value}; {attributes}{'; Secure' if secure else ''}"

@@ -77,7 +77,7 @@ class HostRules:
     Raises ValueError naming a bad entry.
     """
 
-    __slots__ = ("_any_address_ports", "_hosts", "_names", "_origins")
+    __slots__ = ("_any_address_ports", "_bound", "_hosts", "_names", "_origins")
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class HostRules:
         allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
     ) -> None:
+        self._bound: set[tuple[str, int]] = set()
         self._hosts: set[tuple[str, int]] = set()
         self._any_address_ports: set[int] = set()
         self._names: set[str] = set()
@@ -97,6 +98,12 @@ class HostRules:
                 self._names.add(authority.host)
             else:
                 self._hosts.add((authority.host, authority.port))
+
+    def add_bind(self, host: str, port: int) -> None:
+        """One more (host, port) that is listened on, an IP address; twice is once."""
+        if (host, port) not in self._bound:
+            self._bound.add((host, port))
+            self._add_bind(host.partition("%")[0], port)
 
     def _add_bind(self, host: str, port: int) -> None:
         address = _address(host)

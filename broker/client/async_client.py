@@ -29,7 +29,7 @@ from broker.client.requests import (
 from broker.client.stream import Inflow, Stream, fail
 from broker.client.subscription import Inbox, Message
 from broker.peer.calls import Tell
-from broker.peer.connection import Connection
+from broker.peer.connection import Connection, Near, near_of
 from broker.peer.errors import BrokerError, ConnectionLost
 from broker.peer.session import Asked, Heard, Options, Pending
 
@@ -135,7 +135,8 @@ class Subscription:
 class AsyncClient:
     """A caller and listener. Not thread-safe: it belongs to the event loop it is first used on.
 
-    `url` and `token` default to BROKER_URL and BROKER_TOKEN, then to the broker running on this machine. `timeout` is
+    `url` and `token` default to BROKER_URL and BROKER_TOKEN, then to the broker running on this machine; a `Broker` of
+    this process in place of the URL is used without a socket, and needs no token. `timeout` is
     the deadline of every call that names none and sends no parts, in seconds; None leaves it to the broker. `reconnect`
     opens a broken connection again, with full jitter: calls made meanwhile wait for it until their own deadline.
     `grace` in seconds is how long the broker is to keep this session when its connection breaks (at most
@@ -150,7 +151,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Near | None = None,
         token: str | None = None,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
@@ -158,7 +159,8 @@ class AsyncClient:
         grace: float = DEFAULT_GRACE_S,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._target = find_target(url, token)
+        self._near = near_of(url, token)
+        self._target = find_target(url if isinstance(url, str) else None, token)
         self._timeout = timeout
         self._options = options_for(timeout)
         self._reconnect = reconnect
@@ -287,6 +289,12 @@ class AsyncClient:
         """
         check_parts(parts)
         connection, given = await self._ready(stream_options(options, progress))
+        return self._stream(connection, method, params, given, progress, parts)
+
+    def _stream(
+        self, connection: Connection, method: str, params: Any, given: Options, progress: ProgressFunction | None,
+        parts: Parts | None,
+    ) -> Stream:  # fmt: skip
         raw, attachments = encode_params(method, params)
         signal = asyncio.Event()
         inflow = Inflow(signal, None if progress is None else Teller(progress))
@@ -457,11 +465,7 @@ class AsyncClient:
     async def _ready(self, options: Options) -> tuple[Connection, Options]:
         """The connection, opened if this is the first that is wanted of it; the options with the time that is left."""
         loop = asyncio.get_running_loop()
-        if self._connection is None:
-            self._connection = Connection(
-                self._target, self, reconnect=self._reconnect, ssl_context=self._ssl_context, grace_s=self._grace_s
-            )  # fmt: skip
-        connection = self._connection
+        connection = self._made()
         if connection.loop is not loop:
             raise RuntimeError("this client belongs to another event loop; make one for each, or use Client")
         if connection.is_up:
@@ -470,6 +474,22 @@ class AsyncClient:
         began = loop.time()
         await connection.open(timeout_s=options.timeout)
         return connection, options.less(loop.time() - began)
+
+    def _made(self) -> Connection:
+        """The connection, which may not be open yet."""
+        if self._connection is None:
+            self._connection = Connection(
+                self._target, self, reconnect=self._reconnect, ssl_context=self._ssl_context, grace_s=self._grace_s,
+                near=self._near,
+            )  # fmt: skip
+        return self._connection
+
+    def _ready_now(self) -> Connection:
+        """The connection, opened if need be. On its loop, and to a broker that is near only; raises as `connect`."""
+        connection = self._made()
+        if not connection.is_up:
+            connection.open_near()
+        return connection
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
         if not self._drop(subscription):

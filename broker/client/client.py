@@ -29,6 +29,7 @@ from broker.client.requests import (
 from broker.client.stream import Inflow, left_early, result_of
 from broker.client.subscription import Message
 from broker.peer.calls import Tell
+from broker.peer.connection import Connection, Near
 from broker.peer.errors import BrokerError, ConnectionLost
 from broker.peer.session import Options, Pending
 
@@ -239,6 +240,48 @@ class Stream:
         self._signal.set()
 
 
+class Told:
+    """How a call ended, for the one thread that waits for it. A bare lock: a third of what a `Future` costs."""
+
+    __slots__ = ("_error", "_is_told", "_lock", "_value")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._is_told = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._is_told
+
+    def set_result(self, result: Any, /) -> None:
+        """It ended with this value."""
+        self._value = result
+        self._tell()
+
+    def set_exception(self, exception: Any, /) -> None:
+        """It ended with this error."""
+        self._error = exception
+        self._tell()
+
+    def _tell(self) -> None:
+        self._is_told = True
+        self._lock.release()
+
+    def wait(self) -> Any:
+        """Wait for it: the value, or raises the error."""
+        self._lock.acquire()
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # else its traceback would hold it, and it the traceback
+        return self._value
+
+
 class Client:
     """A caller and listener for any number of threads, in a notebook or another event loop as well.
 
@@ -248,11 +291,14 @@ class Client:
 
         with Client() as client:
             text = client.call("data/read", {"path": "a.txt"}, timeout=5)
+
+    `Client(broker)`, with a `Broker` of this process, has no thread: it uses the broker's event loop, which must run in
+    another thread than those that wait here.
     """
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Near | None = None,
         token: str | None = None,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
@@ -268,6 +314,8 @@ class Client:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._errands: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._woken = False
         self._process = os.getpid()
         self._closed = False
 
@@ -284,12 +332,20 @@ class Client:
         with self._lock:
             closed, self._closed = self._closed, True
             loop, thread = self._loop, self._thread
-        if closed or loop is None or thread is None:
+        if closed or loop is None or self._process != os.getpid():
             return
-        if self._process == os.getpid():
-            asyncio.run_coroutine_threadsafe(self._inner.close(), loop).result()
+        if thread is None and not loop.is_running():
+            return  # the broker's: it has ended, or can be waited for by nobody
+        asyncio.run_coroutine_threadsafe(self._inner.close(), loop).result()
+        if thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+
+    async def _close_on_loop(self) -> None:
+        """The same on the loop of a broker in this process, where nobody can wait otherwise."""
+        with self._lock:
+            self._closed = True
+        await self._inner.close()
 
     def __enter__(self) -> Self:
         return self.connect()
@@ -325,6 +381,8 @@ class Client:
                 options.timeout, idle=idle, idempotent=idempotent, retries=retries, key=key, priority=priority,
                 group=group, wait=wait, trace=trace, progress=progress,
             )  # fmt: skip
+        if progress is None and parts is None and threading.current_thread() is not threading.main_thread():
+            return self._call_from_thread(method, params, options)
         future: Future[Any] = Future()
         newest = None if progress is None else Newest(progress, threading.Event())
         try:
@@ -363,11 +421,13 @@ class Client:
         check_parts(parts)
         given = stream_options(options, progress)
         raw, attachments = encode_params(method, params)
-        if not self._inner.is_connected:
+        if self._inner._near is None and not self._inner.is_connected:
             _, given = self._run(self._inner._ready(given))
         signal = threading.Event()
         newest = None if progress is None else Newest(progress, signal)
         inflow = ThreadInflow(signal, newest)
+        if self._inner._near is not None:
+            self._loop = self._inner._near.loop
         stream = Stream(self, inflow, signal, newest)
         try:
             self._schedule(self._begin_stream, method, raw, attachments, given, inflow, parts)
@@ -433,19 +493,36 @@ class Client:
     ) -> None:
         raw, attachments = encode_params(method, params)
         check_parts(parts)
-        if not self._inner.is_connected:
+        if self._inner._near is None and not self._inner.is_connected:
             _, options = self._run(self._inner._ready(options))
         self._schedule(self._ask, method, raw, attachments, options, future, tell, parts)
+
+    def _call_from_thread(self, method: str, params: Any, options: Options) -> Any:
+        """Ask and wait where no signal can interrupt it: without what a future costs to be cancelled."""
+        raw, attachments = encode_params(method, params)
+        if self._inner._near is None and not self._inner.is_connected:
+            _, options = self._run(self._inner._ready(options))
+        self._check_thread()
+        told = Told()
+        self._schedule(self._ask_for_thread, method, raw, attachments, options, told)
+        return told.wait()
+
+    def _ask_for_thread(
+        self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, told: Told
+    ) -> None:
+        try:
+            self._connection().ask(method, raw, attachments, options, told)
+        except Exception as error:
+            told.set_exception(error)
 
     def _ask(
         self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, future: Future[Any],
         tell: Tell | None, parts: Parts | None,
     ) -> None:  # fmt: skip
         """On the loop: put the request on its way, unless it was cancelled meanwhile."""
-        connection = self._inner._connection
-        assert connection is not None
         try:
             if not future.cancelled():
+                connection = self._connection()
                 call = self._inner._ask(connection, method, raw, attachments, options, future, tell, parts)
                 future.add_done_callback(lambda future: self._settled(future, call))
         except Exception as error:
@@ -456,13 +533,18 @@ class Client:
         parts: Parts | None,
     ) -> None:  # fmt: skip
         """On the loop: put the request on its way, unless its stream was left meanwhile."""
-        connection = self._inner._connection
-        assert connection is not None
         try:
             if not inflow.done():
+                connection = self._connection()
                 self._inner._begin_stream(connection, method, raw, attachments, options, inflow, parts)
         except Exception as error:
             inflow.set_exception(error)
+
+    def _connection(self) -> Connection:
+        inner = self._inner
+        connection = inner._connection if inner._near is None else inner._ready_now()
+        assert connection is not None
+        return connection
 
     def _settled(self, future: Future[Any], call: Pending) -> None:
         """On whichever thread ended it."""
@@ -476,11 +558,35 @@ class Client:
                 pass  # closing ended it
 
     def _schedule(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call a function on the loop. Raises ConnectionLost after `close`: what is scheduled before it still runs."""
+        """Call a function on the loop. Raises ConnectionLost after `close`: what is scheduled before it still runs.
+
+        What many threads want in one turn of the loop wakes it once.
+        """
         with self._lock:
             if self._closed:
                 raise ConnectionLost("the client is closed")
-            self._running_loop().call_soon_threadsafe(function, *arguments)
+            loop = self._running_loop()
+            self._errands.append((function, arguments))
+            if not self._woken:
+                try:
+                    loop.call_soon_threadsafe(self._run_errands)
+                except RuntimeError:
+                    self._errands.clear()
+                    raise ConnectionLost("the event loop of the broker is closed") from None
+                self._woken = True
+
+    def _run_errands(self) -> None:
+        """On the loop: do what threads have asked for until now; what they ask for meanwhile has the next turn."""
+        errands = self._errands
+        try:
+            for _ in range(len(errands)):
+                function, arguments = errands.popleft()
+                function(*arguments)
+        finally:
+            with self._lock:
+                self._woken = bool(errands)
+                if self._woken and self._loop is not None:
+                    self._loop.call_soon(self._run_errands)
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the loop and wait for its result; interrupting the wait cancels it."""
@@ -539,20 +645,31 @@ class Client:
 
     def _check_thread(self) -> None:
         """Raises RuntimeError in the client's own thread, where waiting would be for ever."""
-        if threading.current_thread() is self._thread:
+        if self._loop is not None and _running_here() is self._loop:
+            whose = "its own thread, where" if self._thread is not None else "the thread of the broker's loop, where"
             raise RuntimeError(
-                "the client cannot wait in its own thread, where done callbacks and progress functions run; "
+                f"the client cannot wait in {whose} done callbacks and progress functions run; "
                 "take submit(), or a thread of your own"
             )
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in its thread, started now if need be. Called with the lock held."""
         self._check_process()
+        if self._loop is None and self._inner._near is not None:
+            self._loop = self._inner._near.loop
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=_turn, args=(self._loop,), name="broker-client", daemon=True)
             self._thread.start()
         return self._loop
+
+
+def _running_here() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:

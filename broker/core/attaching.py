@@ -67,6 +67,7 @@ class Attaching:
             self.effects.append(Deliver(session, self._told(session, session.kept, resumed=False)))
         if event.endpoint is None:
             return
+        self.state.moved(session)
         wanted = event.role == Role.WORKER or event.listen
         registry = self.registry
         endpoint = registry.get_or_make(event.endpoint) if wanted else registry.by_name.get(event.endpoint)
@@ -127,6 +128,7 @@ class Attaching:
         for topic in list(session.subscriptions):
             if not session.may(_ANY, topic.endpoint.name):
                 topic.unsubscribe(session)
+        self.state.moved(session)
         self.congested(Congested(session, False), now)
 
     def acked(self, event: Acked, now: float) -> None:
@@ -165,6 +167,7 @@ class Attaching:
             self.broadcasts.announce(self.registry.by_name[session.endpoint], "detached", session, now)
         for endpoint in endpoints:
             self.broadcasts.announce(endpoint, "unserved", session, now)
+        self.state.moved(session)
 
     def congested(self, event: Congested, now: float) -> None:
         """A peer does not read what it is sent, or does so again."""
@@ -220,6 +223,7 @@ class Attaching:
         self.requests.feed(registration, now)
         self.requests.feed_all(endpoint, now)
         self.broadcasts.announce(endpoint, "serving", session, now)
+        self.state.moved(session)
 
     def unserve(self, session: Session, endpoint: Endpoint, now: float) -> bool:
         """It is no worker of the endpoint any more, and may finish what it has; False if it was none."""
@@ -229,6 +233,7 @@ class Attaching:
         self.registry.unregister(registration)
         self.requests.abandon(endpoint, now)
         self.broadcasts.announce(endpoint, "unserved", session, now)
+        self.state.moved(session)
         return True
 
     # ------------------------------------------------------------ closed endpoints
@@ -254,4 +259,5 @@ class Attaching:
         for registration in list(endpoint.registrations.values()):
             self.registry.unregister(registration)
             self.broadcasts.announce(endpoint, "unserved", registration.session, now)
+            self.state.moved(registration.session)
         self.requests.close(endpoint, now)

@@ -281,8 +281,14 @@ class TakeOver(msgspec.Struct, frozen=True, gc=False):
     told: SessionTold
 
 
+class PlaceChanged(msgspec.Struct, frozen=True, gc=False):
+    """This session has come to, or left, an endpoint, or is no more; said only if `State.tells_places`."""
+
+    session: Session
+
+
 class StartFanout(msgspec.Struct, frozen=True, gc=False):
     """There are broadcasts to deliver: fetch them in slices from `Router.fanouts`."""
 
 
-Effect: TypeAlias = Deliver | CloseLink | PauseReading | ResumeReading | TakeOver | StartFanout
+Effect: TypeAlias = Deliver | CloseLink | PauseReading | ResumeReading | TakeOver | PlaceChanged | StartFanout

@@ -13,6 +13,7 @@ from broker.core.ids import AttemptId, WireId
 
 if TYPE_CHECKING:
     from broker.core.pending import Attempt
+    from broker.core.sessions import Session
 
 Raw: TypeAlias = bytes | msgspec.Raw
 """JSON text nobody has looked into; empty when absent."""
@@ -109,11 +110,12 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
 
 class Notify(msgspec.Struct, frozen=True, gc=False):
-    """To a worker: a call nobody waits for."""
+    """To a worker: a call nobody waits for, from the session `by`."""
 
     endpoint: str
     method: str
     body: Body
+    by: Session
 
 
 class End(msgspec.Struct, frozen=True, gc=False):

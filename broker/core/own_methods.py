@@ -181,6 +181,7 @@ class OwnMethods:
         else:
             void = params.since > topic.seq or params.epoch not in (None, epoch)
             self.broadcasts.hear_again(event.session, topic, 0 if void else params.since)
+        self.state.moved(event.session)
         first = topic.history.first or topic.seq + 1
         return {"endpoint": endpoint.name, "topic": topic.name, "seq": topic.seq, "first": first, "epoch": epoch}
 
@@ -193,6 +194,7 @@ class OwnMethods:
         name, endpoint = self._known(event, params.endpoint, Role.LISTENER)
         topic = endpoint.topics.get(params.topic) if endpoint else None
         subscribed = topic is not None and self.broadcasts.leave(event.session, topic)
+        self.state.moved(event.session)
         return {"endpoint": name, "topic": params.topic, "subscribed": subscribed}
 
     def _topic(self, endpoint: Endpoint, name: str | None) -> Topic:

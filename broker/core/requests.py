@@ -201,7 +201,7 @@ class Requests:
             registration = endpoint.free.choose(event.method, event.options.group)
             body = event.body
             if registration is not None and (not body.attachments or self._fits(registration.session, body)):
-                notify = Notify(endpoint.name, event.method, body)
+                notify = Notify(endpoint.name, event.method, body, event.session)
                 self.effects.append(Deliver(registration.session, notify))
                 # So that the next goes to the next of its equals.
                 endpoint.free.changed(registration, registration.load)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from broker.core.budget import SMALL_BYTES, Budget, size_of
 from broker.core.counters import Counters
 from broker.core.deadlines import Deadlines
-from broker.core.events import Effect
+from broker.core.events import Effect, PlaceChanged
 from broker.core.history import Replays
 from broker.core.keys import Keys
 from broker.core.limits import EndpointLimits, Limits
@@ -29,12 +29,13 @@ AGEING_SLOT_S = 1.0
 class State:
     """What the router remembers. Only `limits` and `draining` are ever replaced; parts may keep hold of the rest.
 
-    `effects` is what is to be done, in order.
+    `effects` is what is to be done, in order. `tells_places` says whether somebody wants to know who comes to an
+    endpoint and leaves it.
     """
 
     __slots__ = (
         "ageing", "budget", "counters", "draining", "effects", "fanouts", "history_bytes", "join", "keys", "limits",
-        "node", "pending", "registry", "replays", "sessions", "started_at", "topics_made",
+        "node", "pending", "registry", "replays", "sessions", "started_at", "tells_places", "topics_made",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +44,7 @@ class State:
         self.limits = limits
         self.join = join
         self.draining = False
+        self.tells_places = False
         self.node = node
         self.started_at = now
         self.sessions = Sessions(limits)
@@ -68,6 +70,11 @@ class State:
         if node != self.node or not (number.isascii() and number.isdigit()) or len(number) > 18:
             return None
         return self.sessions.by_id.get(int(number))
+
+    def moved(self, session: Session) -> None:
+        """A session has come to an endpoint, or left one."""
+        if self.tells_places:
+            self.effects.append(PlaceChanged(session))
 
     def requests(self) -> Iterator[Request]:
         """Every request that has not ended, by session."""

@@ -11,7 +11,16 @@ from typing import Any
 from broker.core.budget import size_of
 from broker.core.deadlines import NEVER
 from broker.core.errors import REPLACED
-from broker.core.events import CloseLink, Deliver, Event, PauseReading, ResumeReading, StartFanout, TakeOver
+from broker.core.events import (
+    CloseLink,
+    Deliver,
+    Event,
+    PauseReading,
+    PlaceChanged,
+    ResumeReading,
+    StartFanout,
+    TakeOver,
+)
 from broker.core.history import REPLAY_BYTES, Replays
 from broker.core.ids import SessionId
 from broker.core.messages import Broadcast
@@ -33,6 +42,8 @@ class Engine:
     ) -> None:
         self.router = router
         self.loop = loop
+        self.place_changed: Callable[[Session], None] = lambda _: None
+        """told of each `PlaceChanged`; it must not feed an event itself"""
         self.now: Callable[[], float] = time.monotonic  # uvloop's own clock only counts milliseconds
         self._prune_slice = prune_slice
         self._fanout_slice = fanout_slice
@@ -47,6 +58,7 @@ class Engine:
             CloseLink: self._close_link,
             PauseReading: lambda effect: effect.session.link and effect.session.link.pause_reading(),
             ResumeReading: lambda effect: effect.session.link and effect.session.link.resume_reading(),
+            PlaceChanged: lambda effect: self.place_changed(effect.session),
             StartFanout: self._start_fanout,
             TakeOver: self._take_over,
         }

@@ -77,6 +77,15 @@ class Nobody:
 _NOBODY = Nobody()
 
 
+class Flushed(Protocol):
+    """What a writer writes."""
+
+    dirty: bool
+
+    def flush(self) -> None:
+        """Write what has gathered, as far as this turn's bound goes."""
+
+
 class Writer:
     """Writes what has gathered in the outboxes of one loop: once per loop turn, one write per link.
 
@@ -88,10 +97,10 @@ class Writer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._dirty: list[Link] = []
+        self._dirty: list[Flushed] = []
         self._scheduled = False
 
-    def mark(self, link: Link) -> None:
+    def mark(self, link: Flushed) -> None:
         """Have a link flushed at the end of this loop turn."""
         if not link.dirty:
             link.dirty = True

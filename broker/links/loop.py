@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 from broker.core.budget import Budget
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
 from broker.wire.frames import Unmask, xor_mask
+
+if TYPE_CHECKING:
+    from broker.links.pair import PairLink
 
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
@@ -39,6 +43,7 @@ class LoopLinks:
         "limits",
         "liveness",
         "loop",
+        "pairs",
         "receive_buffer",
         "unmask",
         "writer",
@@ -57,6 +62,7 @@ class LoopLinks:
         self.budget = budget or Budget()
         self.writer = Writer(self.loop)
         self.liveness = Liveness(self.loop, self.limits, self.counters)
+        self.pairs: dict[PairLink, None] = {}
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
         self.unmask = fastest_unmask()
         self._masks = b""
@@ -88,20 +94,35 @@ class LoopLinks:
         """A link's transport is gone."""
         self.counters.closed += 1
         self.liveness.forget(link)
-        if not self.liveness:
+        self._look_whether_gone()
+
+    def join(self, link: PairLink) -> None:
+        """An end of a pair is there."""
+        self.pairs[link] = None
+
+    def part(self, link: PairLink) -> None:
+        """It is gone."""
+        self.pairs.pop(link, None)
+        self._look_whether_gone()
+
+    def _look_whether_gone(self) -> None:
+        if not self.liveness and not self.pairs:
             self._gone.set()
+
+    def _all(self) -> list[Link | PairLink]:
+        return [*self.links, *self.pairs]
 
     async def close(self, code: int = 1001, reason: str = "going away") -> None:
         """Close every link and return when all sockets are gone, after `close_timeout_s` at the latest."""
-        for link in self.links:
+        for link in self._all():
             link.close(code, reason)
         if not await self._all_gone(self.limits.close_timeout_s):
-            for link in self.links:
+            for link in self._all():
                 link.abort()
             await self._all_gone(self.limits.close_timeout_s)
 
     async def _all_gone(self, timeout_s: float) -> bool:
-        if not self.links:
+        if not self.links and not self.pairs:
             return True
         self._gone.clear()
         try:

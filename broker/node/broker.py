@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import re
 import secrets
@@ -22,7 +23,7 @@ from broker.admin.metrics import Lag, MetricsHandler, Sources
 from broker.admin.web.files import FileHandler, PageHandler
 from broker.auth.authenticate import Authenticator
 from broker.auth.daemon_sign_in import DaemonSignIn
-from broker.auth.door import Door, Gate
+from broker.auth.door import Authenticate, Door, Gate
 from broker.auth.facts import Refused
 from broker.auth.guesses import Guesses
 from broker.auth.logins import Logins, cookie_name
@@ -41,7 +42,8 @@ from broker.core.router import Router
 from broker.engine.engine import Engine
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
-from broker.node.settings import accept_limits, core_limits, endpoint_limits, link_limits
+from broker.node.embedding import Embedding
+from broker.node.settings import accept_limits, core_limits, link_limits
 from broker.transports.http.calls import BroadcastHandler, CallHandler
 from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
@@ -80,11 +82,28 @@ class NotFoundHandler(Door):
         raise Refused(404, "no such path")
 
 
-class Broker:
+class ToPageHandler(Door):
+    """The prefix without its last slash: the page is behind it, and what it loads is relative to that."""
+
+    def get(self) -> None:
+        """Send browsers there. Relative, so that it holds behind a proxy that takes a part of the path away."""
+        self.check_door()
+        self.set_header("Location", f"{self.request.path.rpartition('/')[2]}/")
+        self.set_status(308)
+        self.finish()
+
+
+class Broker(Embedding):
     """One broker. `await start()`, then `await listen()` for sockets of its own; `await stop()` leaves nothing behind.
 
-    `tokens` and `users` are those stored in files (None: there are none), `fixed` maps secrets known to this process
-    alone to who they stand for. Not thread-safe: everything is called on the event loop that `start` ran in.
+    Or without `listen`: `routes` go into an application of somebody else's, and `Embedding` has what a program does
+    with a broker in its own process. `tokens` and `users` are those stored in files (None: there are none), `fixed`
+    maps secrets known to this process alone to who they stand for. `authenticate(request)` is the program's own
+    authentication: given tornado's request it returns a `Principal`, or None to leave it to the broker's credentials.
+    It is asked once for every request that has to say who sends it, after Host and Origin were judged and before an
+    upgrade, on the event loop; if it raises, the answer is 500 and nobody is let in.
+
+    Not thread-safe but for what `Embedding` says: everything is called on the event loop that `start` ran in.
     """
 
     def __init__(
@@ -94,8 +113,14 @@ class Broker:
         tokens: TokenStore | None = None,
         users: UserStore | None = None,
         fixed: Mapping[str, Principal] | None = None,
+        authenticate: Authenticate | None = None,
     ) -> None:
+        super().__init__()
+        if inspect.iscoroutinefunction(authenticate):
+            raise TypeError("authenticate is a coroutine function; it must be a plain one, which answers at once")
         self.config = config or Config()
+        self._authenticate = authenticate
+        self._gates: list[Gate] = []
         self.node = secrets.token_hex(4)
         self.port = 0
         self._tokens = tokens
@@ -116,7 +141,7 @@ class Broker:
         limits = self.config.limits
         self.router = Router(
             core_limits(self.config),
-            endpoint_limits(self.config),
+            self._endpoint_limits(self.config),
             join=join_reply,
             node=self.node,
             now=time.monotonic(),
@@ -142,7 +167,8 @@ class Broker:
             sign_in=self.sign_in,
         )
         self.authenticator.cookie = cookie_name(self.config.server.port)
-        self.gate = Gate(self.authenticator, TrustedProxies(self.config.server.trusted_proxies))
+        self._gates.clear()
+        self.gate = self._new_gate()
         rtcloud = self.config.rtcloud
         self.daemons: DaemonSignIn | None = None
         if rtcloud.enabled:
@@ -153,6 +179,13 @@ class Broker:
             self._repeat("tokens", TOKENS_LOOK_S, self._look_at_tokens)
         if self._users is not None:
             self._repeat("users", TOKENS_LOOK_S, self._look_at_users)
+        self._begin()
+
+    def _new_gate(self, mounted: str | None = None) -> Gate:
+        proxies = TrustedProxies(self.config.server.trusted_proxies)
+        gate = Gate(self.authenticator, proxies, authenticate=self._authenticate, mounted=mounted)
+        self._gates.append(gate)
+        return gate
 
     async def listen(self) -> str:
         """Bind the configured address and serve on it; returns the URL.
@@ -167,7 +200,7 @@ class Broker:
         self.authenticator.cookie = cookie_name(self.port)
         self._server = HTTPServer(
             Application(
-                self.routes(),
+                self._routes("", self.gate),
                 default_handler_class=NotFoundHandler,
                 default_handler_args={"gate": self.gate},
                 log_function=self._log_request,
@@ -208,13 +241,25 @@ class Broker:
         return f"{'https' if server.tls_certificate else 'http'}://{host}:{self.port}"
 
     def routes(self, prefix: str = "") -> list[Rule | URLSpec]:
-        """All routes, for a tornado application."""
-        gate = {"gate": self.gate}
+        """All routes, for a tornado application that somebody else serves, without tornado's `xheaders`.
+
+        `prefix` is empty, or a path that begins with a slash and ends with none (else ValueError). The broker answers
+        to the addresses the application's sockets are bound to, and to `server.allowed_hosts`. Raises RuntimeError
+        before `start`.
+        """
+        if prefix and not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", prefix):
+            raise ValueError(f"{prefix!r} is no prefix: nothing, or a path such as /broker without a slash at its end")
+        self._check_running()
+        return self._routes(re.escape(prefix), self._new_gate(mounted=prefix))
+
+    def _routes(self, prefix: str, of: Gate) -> list[Rule | URLSpec]:
+        gate = {"gate": of}
         asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
         listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
         sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
         return [
+            *([URLSpec(prefix, ToPageHandler, gate)] if prefix else []),
             URLSpec(rf"{prefix}/", PageHandler, gate),
             URLSpec(rf"{prefix}/static/([^/]+)", FileHandler, gate),
             URLSpec(rf"{prefix}/ws", WebSocketHandler, listening),
@@ -258,7 +303,9 @@ class Broker:
         if self._acceptor is not None:
             self._acceptor.close()
         self.engine.feed(Drain(now=True))
+        self._leave()
         await self._close_links()
+        await self._end()
         if self.sign_in is not None:
             await self.sign_in.close()
         self.engine.stop()
@@ -312,10 +359,12 @@ class Broker:
             raise ReloadError("log.format cannot change while the broker runs; restart it")
         context: ssl.SSLContext | None = server_context(config.server)
         rules, proxies = self._host_rules(config), TrustedProxies(config.server.trusted_proxies)
-        limits, endpoints, links = core_limits(config), endpoint_limits(config), link_limits(config)
+        limits, endpoints, links = core_limits(config), self._endpoint_limits(config), link_limits(config)
         # Nothing below can fail.
         self.config = config
-        self.authenticator.rules, self.gate.proxies = rules, proxies
+        self.authenticator.rules = rules
+        for gate in self._gates:
+            gate.proxies = proxies
         self.router.reconfigure(limits, endpoints, self.engine.now())
         self.engine.perform()
         self.links.limits = links
@@ -327,7 +376,8 @@ class Broker:
 
     def _host_rules(self, config: Config) -> HostRules:
         server = config.server
-        return HostRules([(server.host, self.port or server.port or 1)], server.allowed_hosts, server.allowed_origins)
+        binds = [(server.host, self.port)] if self.port else []  # without sockets of its own it has no such name
+        return HostRules(binds, server.allowed_hosts, server.allowed_origins)
 
     def _repeat(self, name: str, interval_s: float, action: Any) -> None:
         """Call `action(late_s)` every so often until the broker stops; what it raises is logged."""

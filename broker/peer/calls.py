@@ -165,7 +165,8 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     """The broker gives this peer a request; `id` None is a notification, which nobody waits for.
 
     `timeout` is what is left of its deadline, in seconds. `stream_in`: its caller takes items one by one;
-    `stream_out`: its caller sends items; `progress`: it wants to know how far this is.
+    `stream_out`: its caller sends items; `progress`: it wants to know how far this is. `caller` is told in the process
+    of the broker only: what it calls who asks, and their principal.
     """
 
     id: int | str | None
@@ -179,6 +180,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     stream_in: bool = False
     stream_out: bool = False
     progress: bool = False
+    caller: tuple[str, str] | None = None
 
 
 class CancelAsked(msgspec.Struct, frozen=True, gc=False):

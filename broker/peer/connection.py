@@ -18,8 +18,8 @@ from broker.core.errors import ABNORMAL, CLOSES, DRAINED, FORBIDDEN, GOING_AWAY,
 from broker.links.connect import connect
 from broker.links.handshake import HandshakeError
 from broker.links.limits import LinkLimits
-from broker.links.link import Link
 from broker.links.loop import LoopLinks
+from broker.links.pair import AnyLink, PairLink
 from broker.peer.backoff import Backoff
 from broker.peer.calls import Tell
 from broker.peer.errors import BrokerError, CannotConnect, ConnectionLost, InvalidRequest, Refused
@@ -48,6 +48,36 @@ log = logging.getLogger("broker.peer")
 
 Target = Callable[[], tuple[str, str]]
 """Where the broker is and with which token, asked anew for every attempt to connect; raises OSError if unknown."""
+
+
+class Near(Protocol):
+    """A broker in this process: a link to it needs no socket."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop it runs on. Raises RuntimeError before its start."""
+        ...
+
+    def open_link(self, links: LoopLinks) -> PairLink:
+        """This end of a link, whose other end the broker holds already; on its loop. Raises Refused, CannotConnect."""
+        ...
+
+
+NEAR = "this process"
+"""the place of a near broker, where that of another is its URL"""
+
+
+def near_of(url: object, token: str | None) -> Near | None:
+    """The broker of this process, if one was given in place of a URL. Raises TypeError for what is neither."""
+    if url is None or isinstance(url, str):
+        return None
+    if not hasattr(url, "open_link"):
+        raise TypeError(f"{url!r:.80} is neither the URL of a broker nor a Broker of this process")
+    if token is not None:
+        raise TypeError("a broker of this process takes no token; broker.local(principal) gives up rights")
+    near: Near = url  # type: ignore[assignment]
+    return near
+
 
 OPEN_TIMEOUT_S = 10.0
 TRIES_WITHIN_GRACE = 8
@@ -114,13 +144,13 @@ class Connection:
     With `reconnect` a broken link is opened again, with full jitter, until `close`; without it, the first loss is the
     end. Nothing raises because the link is gone: every call's waiter is told. For `grace_s` seconds the broker keeps
     the session of a broken link: if it comes back in time, nothing has happened. A value above `value_max_bytes` is
-    neither sent nor taken.
+    neither sent nor taken. A broker that is `near` is reached without `target`, and once: such a link does not break.
     """
 
     __slots__ = (
-        "_backoff", "_closing", "_congested", "_final", "_greeted", "_link", "_links", "_lost_at", "_opened_at",
-        "_opening", "_owner", "_pump_due", "_reconnect", "_rooms", "_ssl_context", "_target", "_task", "_timer",
-        "_timer_at", "loop", "session", "url",
+        "_backoff", "_closing", "_congested", "_final", "_greeted", "_link", "_links", "_lost_at", "_near",
+        "_opened_at", "_opening", "_owner", "_pump_due", "_reconnect", "_rooms", "_ssl_context", "_target", "_task",
+        "_timer", "_timer_at", "loop", "session", "url",
     )  # fmt: skip
 
     def __init__(
@@ -133,7 +163,9 @@ class Connection:
         backoff: Backoff | None = None,
         grace_s: float = 0.0,
         value_max_bytes: int = JOINED_MAX_BYTES,
+        near: Near | None = None,
     ) -> None:
+        reconnect = reconnect and near is None
         self.session = Session(grace_s if reconnect else 0.0, value_max_bytes=value_max_bytes)
         self.url = ""
         self.loop = asyncio.get_running_loop()
@@ -141,11 +173,12 @@ class Connection:
         # A message is given to the link while its outbox is below the soft bound, so this is never exceeded.
         self._links = LoopLinks(LinkLimits(outbox_hard_bytes=soft + MESSAGE_MAX_BYTES + 65_536))
         self._target = target
+        self._near = near
         self._owner = owner
         self._reconnect = reconnect
         self._ssl_context = ssl_context
         self._backoff = backoff or Backoff()
-        self._link: Link | None = None
+        self._link: AnyLink | None = None
         self._final: ConnectionLost | None = None
         self._greeted: asyncio.Future[None] | None = None
         self._rooms: dict[StreamOwner, list[asyncio.Future[None]]] = {}
@@ -172,6 +205,9 @@ class Connection:
         Raises CannotConnect (after `timeout_s` seconds too), Refused, InvalidRequest for a wrong URL, ConnectionLost
         after the end.
         """
+        if self._near is not None:
+            self.open_near()
+            return
         try:
             async with asyncio.timeout(timeout_s), self._opening:
                 if self._link is not None or self._task is not None:
@@ -183,6 +219,15 @@ class Connection:
                     await self._open_link()
         except TimeoutError:
             raise _cannot(self.url, f"no answer within {timeout_s or 0.0:.3g} s") from None
+
+    def open_near(self) -> None:
+        """As `open`, at once, for a broker that is near. Raises ConnectionLost, Refused, CannotConnect."""
+        if self._link is None:
+            self._check_alive()
+            assert self._near is not None
+            self.url = NEAR
+            self._begin(self._near.open_link(self._links))
+            self._greet()
 
     async def close(self) -> None:
         """End the session: what has not ended becomes ConnectionLost; no task, timer or socket is left."""
@@ -495,16 +540,23 @@ class Connection:
         if self._closing:
             link.abort()
             raise ConnectionLost(_CLOSED_HERE)
+        self._begin(link)
+        if not self.session.ready:
+            await self._wait_greeted(link)
+        self._greet()
+
+    def _begin(self, link: AnyLink) -> None:
         self._link = link
         self._opened_at = time.monotonic()
         link.start(self)
         self.session.attached(self._opened_at)
-        if not self.session.ready:
-            await self._wait_greeted(link)
+
+    def _greet(self) -> None:
+        """The broker has said how the session stands, or need not."""
         self._pump()
         self._owner.link_changed(True, "")
 
-    async def _wait_greeted(self, link: Link) -> None:
+    async def _wait_greeted(self, link: AnyLink) -> None:
         """Wait until the broker has said how the session stands. Raises CannotConnect or Refused if it does not."""
         self._greeted = self.loop.create_future()
         try:

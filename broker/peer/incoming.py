@@ -59,6 +59,7 @@ class CallMeta(msgspec.Struct, gc=False):
     idempotent: bool = False
     stream: str = "none"
     progress: bool | int | str | None = None
+    caller: tuple[str, str] | None = None
 
 
 class _Number(msgspec.Struct, gc=False):

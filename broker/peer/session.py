@@ -582,7 +582,7 @@ class Session:
         meta = incoming.call_meta(message.meta)
         asked = Asked(
             message.id, endpoint, method, message.params, attachments, meta.timeout, meta.trace, meta.idempotent,
-            meta.stream in _STREAMS_IN, meta.stream in _STREAMS_OUT, bool(meta.progress),
+            meta.stream in _STREAMS_IN, meta.stream in _STREAMS_OUT, bool(meta.progress), meta.caller,
         )  # fmt: skip
         if asked.id is None:
             return (asked,)

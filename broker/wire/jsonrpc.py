@@ -189,17 +189,20 @@ class JsonRpc:
 
     `meta` says whether calls to this peer carry what is left of their deadline; `binary` whether it takes binary
     frames, which it also shows by sending one; `defaults` are the options its query set; with `lsp` a `workDoneToken`
-    in the params asks for progress. `session` must be set before anything is decoded.
+    in the params asks for progress; with `callers` it is told who asks, which only the program around the broker is.
+    `session` must be set before anything is decoded.
     """
 
     __slots__ = (
         "_foreign_prefix",
         "_n",
+        "_node",
         "_own_prefix",
         "_reply_at",
         "_reply_prefix",
         "_routes",
         "binary",
+        "callers",
         "defaults",
         "endpoint",
         "lsp",
@@ -209,7 +212,7 @@ class JsonRpc:
 
     def __init__(
         self, *, node: str, session_id: SessionId, endpoint: str = "", meta: bool = False, binary: bool = False,
-        defaults: Options = DEFAULT_OPTIONS, lsp: bool = False,
+        defaults: Options = DEFAULT_OPTIONS, lsp: bool = False, callers: bool = False,
     ) -> None:  # fmt: skip
         self.session: Session
         self._routes: dict[str, tuple[str, str]] = {}  # methods as written that were found good: endpoint and method
@@ -218,6 +221,8 @@ class JsonRpc:
         self.binary = binary
         self.defaults = defaults
         self.lsp = lsp
+        self.callers = callers
+        self._node = node
         self._n = 0
         self._foreign_prefix = b'"%b-' % node.encode()
         self._reply_prefix = b'"%b-%d-' % (node.encode(), session_id)
@@ -399,11 +404,12 @@ class JsonRpc:
             pieces += (b',"params":', self._inline(body))
         return self._finish(pieces, body, self._call_meta(call) if self.meta else None)
 
-    @staticmethod
-    def _call_meta(call: Call) -> dict[str, object]:
+    def _call_meta(self, call: Call) -> dict[str, object]:
         """What a worker that asked for it is told of a call."""
         options = call.attempt.request.options
         meta: dict[str, object] = {"timeout": round(call.left_s, 3)}
+        if self.callers:
+            meta["caller"] = self._caller(call.attempt.request.session)
         if options.trace is not None:
             meta["trace"] = options.trace
         if options.idempotent:
@@ -418,11 +424,15 @@ class JsonRpc:
             meta["idle"] = options.idle
         return meta
 
+    def _caller(self, session: Session) -> list[str]:
+        """Who asks: what others call it, and its principal."""
+        return [f"{self._node}-{session.id}", session.principal]
+
     def _encode_notify(self, notify: Notify) -> Pieces:
         pieces: Pieces = [b'{"jsonrpc":"2.0","method":"%b"' % self._method(notify)]
         if len(notify.body.raw):
             pieces += (b',"params":', self._inline(notify.body))
-        return self._finish(pieces, notify.body)
+        return self._finish(pieces, notify.body, {"caller": self._caller(notify.by)} if self.callers else None)
 
     def _encode_end(self, end: End) -> Pieces:
         wire_id, body = end.wire_id, end.body

@@ -62,6 +62,11 @@ class Request:
         return self.asked.trace
 
     @property
+    def caller(self) -> tuple[str, str] | None:
+        """Who asks: its name as a peer, and its principal. Told in the process of the broker only, else None."""
+        return self.asked.caller
+
+    @property
     def left_s(self) -> float | None:
         """Seconds until the answer is due, at least 0; None for a notification.
 

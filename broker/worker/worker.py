@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, overload
 from broker._version import VERSION
 from broker.auth.targets import find_target
 from broker.core.access import is_name
-from broker.peer.connection import Connection
+from broker.peer.connection import Connection, Near, near_of
 from broker.peer.errors import BrokerError, ConnectionLost
 from broker.peer.session import Asked, Heard, Options
 from broker.peer.values import encode
@@ -35,7 +35,8 @@ Decorated = TypeVar("Decorated", bound=Function)
 class Worker:
     """Serves an endpoint. Methods are added before it starts.
 
-    `url` and `token` default to BROKER_URL and BROKER_TOKEN, then to the broker running on this machine. At most
+    `url` and `token` default to BROKER_URL and BROKER_TOKEN, then to the broker running on this machine; a `Broker` of
+    this process in place of the URL is served without a socket. At most
     `capacity` requests are given to it at a time; functions that are no coroutines run in threads, at most that many.
     `name` is shown by `broker describe`; `drain` is how many seconds it gives requests to finish when it is told to
     stop. `wait` (default) goes on trying while there is no broker yet. `grace` is for how many seconds a broken
@@ -61,7 +62,7 @@ class Worker:
     def __init__(
         self,
         endpoint: str,
-        url: str | None = None,
+        url: str | Near | None = None,
         token: str | None = None,
         *,
         name: str = "",
@@ -85,7 +86,8 @@ class Worker:
         """what the broker calls this worker; empty while it does not serve"""
         self._doc = ""
         self._fallback: Callable[[str, Any], Any] | None = None
-        self._target = find_target(url, token)
+        self._near = near_of(url, token)
+        self._target = find_target(url if isinstance(url, str) else None, token)
         self.drain = drain
         self._grace_s = grace
         self._wait = wait
@@ -149,6 +151,25 @@ class Worker:
 
     async def start(self) -> Self:
         """Connect and serve, on the running event loop. Raises Refused, Denied, and without `wait` CannotConnect."""
+        connection = self._begin()
+        try:
+            await connection.open(patient=self._wait)
+            await self._settle(self._ask_to_serve(connection))
+        except BaseException:
+            await connection.close()
+            raise
+        return self
+
+    def _begin_near(self) -> asyncio.Future[Any]:
+        """As `start` with a broker that is near, up to where there is something to wait for: for `_settle`.
+
+        What is asked in this process from now on finds it.
+        """
+        connection = self._begin()
+        connection.open_near()
+        return self._ask_to_serve(connection)
+
+    def _begin(self) -> Connection:
         if self._connection is not None:
             raise RuntimeError("a worker starts once; make another")
         if not self.methods and self._fallback is None:
@@ -157,21 +178,23 @@ class Worker:
         self._thread = threading.get_ident()
         self._ended = self._loop.create_future()
         connection = self._connection = Connection(
-            self._target, self, grace_s=self._grace_s, ssl_context=self._ssl_context
+            self._target, self, grace_s=self._grace_s, ssl_context=self._ssl_context, near=self._near
         )  # fmt: skip
         self._answering = Answering(connection, self.endpoint, self.methods, self._fallback, self.capacity)
-        try:
-            await connection.open(patient=self._wait)
-            await self._serve(connection)
-        except BaseException:
-            await connection.close()
-            raise
-        return self
+        return connection
 
-    async def _serve(self, connection: Connection) -> None:
+    def _ask_to_serve(self, connection: Connection) -> asyncio.Future[Any]:
         params, _ = encode(self._description())
-        told = await connection.request("broker.serve", params, (), _ASKING)
+        told: asyncio.Future[Any] = self._loop.create_future()
+        connection.ask("broker.serve", params, (), _ASKING, told)
+        return told
+
+    async def _settle(self, asked: asyncio.Future[Any]) -> None:
+        connection = self._connection
+        assert connection is not None
+        told = await asked
         self.peer = told["peer"]
+        params, _ = encode(self._description())
         connection.session.stand(("serve", self.endpoint), "broker.serve", params)
         names = ", ".join(self.methods) if self._fallback is None else "any method"
         log.info("serving %s at %s as %s: %s", self.endpoint, connection.url, self.peer, names)

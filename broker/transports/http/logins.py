@@ -64,7 +64,7 @@ class _LoginDoor(Door):
 
     def set_session(self, value: str, live_s: float) -> None:
         """Give the browser its cookie, or take it away."""
-        cookie = set_cookie(self.gate.authenticator.cookie, value, live_s, secure=self.facts.secure)
+        cookie = set_cookie(self.gate.cookie, value, live_s, secure=self.facts.secure, path=self.gate.path)
         self.add_header("Set-Cookie", cookie)
 
     def end(self, login_id: str) -> None:
@@ -111,7 +111,7 @@ class LoginHandler(_LoginDoor):
         if self.gate.acceptor is not None:
             self.gate.acceptor.authenticated(self.stream)
         value, live_s = self.logins.open(principal)
-        for old in cookie_values(self.facts, authenticator.cookie):
+        for old in cookie_values(self.facts, self.gate.cookie):
             before = self.logins.find(old)
             if before is not None:
                 self.end(before.login_id)

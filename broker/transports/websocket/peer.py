@@ -23,7 +23,7 @@ from broker.core.messages import (
 )
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
-from broker.links.link import Link
+from broker.links.pair import AnyLink
 from broker.wire.attachments import AttachmentError, unpack
 from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
@@ -58,7 +58,7 @@ class WebSocketPeer:
         "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, link: Link, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
+    def __init__(self, engine: Engine, link: AnyLink, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
         self._engine = engine
         self._link = link
         self._codec = codec
