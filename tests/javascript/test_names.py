@@ -43,6 +43,7 @@ ONLY_PYTHON = {
     "Client(ssl_context)": "the browser's, or node's own",
     "ServedRequest.deadline": "`leftS`: the clocks differ",
     "ServedRequest.wait_cancelled": "`signal`: there are no threads",
+    "ServedRequest.caller": "known only to functions in the process of the broker",
     "ServedRequest.cancel": "for the worker itself",
     "ServedRequest.asked": "for the worker itself",
     "ServedRequest.task": "for the worker itself",

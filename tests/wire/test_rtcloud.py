@@ -284,7 +284,7 @@ def test_errors_of_any_shape_end_their_call(error: object, text: str) -> None:
 
 def test_a_notification_is_a_call_whose_answer_comes_too_late() -> None:
     end = End()
-    text = b"".join(end.codec.encode_notify(Notify("data", "C.a", Body(b"[1]"))))
+    text = b"".join(end.codec.encode_notify(Notify("data", "C.a", Body(b"[1]"), end.codec.session)))
     call_id = json.loads(text)["callId"]
     assert end.take(single(call_id, b"x")) == Stray(end.codec.session)
 
