@@ -12,6 +12,7 @@ from broker.auth.facts import Refused
 from broker.auth.logins import cookie_values
 from broker.config.model import Limits
 from broker.core.access import Principal, Role, roles_at
+from broker.core.classes import ClassesOf
 from broker.core.errors import DRAINED, ENDPOINT_CLOSED, UNAUTHORISED, Close
 from broker.core.events import Attached
 from broker.core.messages import Body
@@ -31,7 +32,8 @@ PIECE_MARGIN_BYTES = 64
 class RtCloudHandler(Door):
     """`/wsData` and the other configured paths. The order of refusal: Host, Origin, credential, request, role, bounds.
 
-    `endpoints` maps the last part of the path to the endpoint that is served there.
+    `endpoints` maps the last part of the path to the endpoint that is served there, `classes` to what is known of its
+    daemons' classes.
     """
 
     engine: Engine
@@ -40,6 +42,7 @@ class RtCloudHandler(Door):
     ids: CallIds
     daemons: DaemonSignIn
     endpoints: Mapping[str, str]
+    classes: Mapping[str, ClassesOf]
 
     async def get(self, name: str) -> None:
         """Attach a daemon, or refuse it with 400, 401, 403, 405, 421, 426, 429 or 503."""
@@ -65,7 +68,7 @@ class RtCloudHandler(Door):
         elif known is not None and known.limits.closed:
             self._turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
         else:
-            self._attach(link, principal, endpoint)
+            self._attach(link, principal, endpoint, self.classes.get(name))
 
     def authenticate(self) -> Principal:
         """Who is asking: by the cookie `login`, else as on all other paths. Raises Refused."""
@@ -107,7 +110,7 @@ class RtCloudHandler(Door):
         link.start(Nobody())
         link.close(close.code, reason)
 
-    def _attach(self, link: Link, principal: Principal, endpoint: str) -> None:
+    def _attach(self, link: Link, principal: Principal, endpoint: str, classes: ClassesOf | None) -> None:
         limits = self.limits()
         piece_max = min(Bounds().piece_max_bytes, limits.part_max_bytes - PIECE_MARGIN_BYTES)
         codec = RtCloud(self.ids, Bounds(self.links.limits.message_max_bytes, piece_max))
@@ -125,6 +128,7 @@ class RtCloudHandler(Door):
                 role=Role.WORKER,
                 endpoint=endpoint,
                 listen=False,
+                methods=classes,
                 expires_at=expires_at,
                 token_id=principal.token_id,
                 login_id=principal.login_id,
