@@ -376,6 +376,29 @@ class RtCloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 60
 
 
+class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Jupyter's front ends: the paths below `/api/kernels`, by which JupyterLab uses the kernels that workers serve."""
+
+    enabled: Annotated[
+        bool, Meta(description="Serve `/api/kernels` and `/api/kernelspecs` to who may call `kernels.*`.")
+    ] = True
+    away_s: Annotated[
+        float,
+        Meta(ge=0, le=7 * DAY_S, description="Seconds for which a front end that lost its link may be away: what its "
+             "kernel says meanwhile waits for it."),
+    ] = 300  # fmt: skip
+    waiting_max_bytes: Annotated[
+        int,
+        Meta(ge=65_536, le=1024 * MIB, description="Bytes that wait for one front end that is away, or reads slowly; "
+             "text is left out above half of it, everything above it, and the front end is told."),
+    ] = 5 * MIB  # fmt: skip
+    nudge_s: Annotated[
+        float,
+        Meta(gt=0, le=600, description="Seconds for which a kernel may take to answer before a new front end is let "
+             "through to it all the same."),
+    ] = 10  # fmt: skip
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the daemon writes to its standard error."""
 
@@ -396,4 +419,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
     endpoints: dict[str, Endpoint] = {}
     rtcloud: RtCloud = RtCloud()
+    kernels: Kernels = Kernels()
     log: Log = Log()

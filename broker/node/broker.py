@@ -50,6 +50,16 @@ from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
 from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
+from broker.transports.kernels.channels import ChannelsHandler
+from broker.transports.kernels.front_ends import FrontEnds
+from broker.transports.kernels.rest import (
+    InterruptHandler,
+    KernelHandler,
+    KernelsHandler,
+    RestartHandler,
+    SpecsHandler,
+    VersionHandler,
+)
 from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
 from broker.wire.pieces import join_reply
@@ -175,6 +185,7 @@ class Broker(Embedding):
         if rtcloud.enabled:
             self.daemons = DaemonSignIn(rtcloud.endpoints.values(), test_user=rtcloud.test_user)
         self.call_ids = CallIds(lambda: secrets.randbits(CALL_ID_BITS) or 1)
+        self.front_ends = FrontEnds(self.engine, self.links, self.config.kernels)
         self._repeat("lag", LAG_SAMPLE_S, self._sample_lag)
         if self._tokens is not None:
             self._repeat("tokens", TOKENS_LOOK_S, self._look_at_tokens)
@@ -278,6 +289,24 @@ class Broker(Embedding):
             URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),
             URLSpec(rf"{prefix}/metrics", MetricsHandler, gate | {"sources": sources}),
             *self._rtcloud_routes(prefix, listening),
+            *self._kernel_routes(prefix, listening),
+        ]
+
+    def _kernel_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:
+        """The paths of Jupyter's front ends."""
+        if not self.config.kernels.enabled:
+            return []
+        front = {name: value for name, value in listening.items() if name != "links"} | {"front_ends": self.front_ends}
+        kernel = rf"{prefix}/api/kernels/([^/]+)"
+        return [
+            URLSpec(rf"{prefix}/api", VersionHandler, front),
+            URLSpec(rf"{prefix}/api/kernelspecs", SpecsHandler, front),
+            URLSpec(rf"{prefix}/api/kernelspecs/([^/]+)", SpecsHandler, front),
+            URLSpec(rf"{prefix}/api/kernels", KernelsHandler, front),
+            URLSpec(kernel, KernelHandler, front),
+            URLSpec(rf"{kernel}/interrupt", InterruptHandler, front),
+            URLSpec(rf"{kernel}/restart", RestartHandler, front),
+            URLSpec(rf"{kernel}/channels", ChannelsHandler, front | {"links": self.links}),
         ]
 
     def _rtcloud_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from broker.wire.attachments import ATTACHMENTS_MAX, AttachmentError, pack, unpack
+from broker.wire.session import PROTOCOL_VERSION
 
 V1 = "v1.kernel.websocket.jupyter.org"
 CHANNELS = ("shell", "control", "stdin", "iopub")
@@ -69,6 +70,14 @@ class _Json(msgspec.Struct, frozen=True):
     channel: str | None = None
 
 
+class Sign(NamedTuple):
+    """What a message of the broker's own is marked with; drawn by whoever sends it."""
+
+    msg_id: str
+    session: str
+    date: str
+
+
 _JSON = msgspec.json.Decoder(_Json)
 _HEADER = msgspec.json.Decoder(Header)
 _RAW = msgspec.json.Decoder(msgspec.Raw)
@@ -103,6 +112,17 @@ def _object(raw: msgspec.Raw | bytes, name: str) -> bytes:
     if text[:1] != b"{" and text.strip()[:1] != b"{":
         raise KernelMessageError(f"{name} is no JSON object")
     return text
+
+
+def tell(
+    channel: str, msg_type: str, content: dict[str, Any], sign: Sign, parent_header: bytes = b"{}"
+) -> KernelMessage:
+    """A message of the broker's own to a front end or a kernel."""
+    header = {
+        "msg_id": sign.msg_id, "msg_type": msg_type, "username": "broker", "session": sign.session, "date": sign.date,
+        "version": PROTOCOL_VERSION,
+    }  # fmt: skip
+    return KernelMessage(channel, msgspec.json.encode(header), parent_header, b"{}", msgspec.json.encode(content))
 
 
 # --- without a subprotocol -------------------------------------------------------------------------------------------
