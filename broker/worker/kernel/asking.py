@@ -1,0 +1,99 @@
+"""One request to a kernel: what it is answered, what it says meanwhile, and when all of that has come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from broker.worker.faults import Fault
+from broker.worker.kernel.outputs import Form, Outputs, as_message
+from broker.worker.kernel.sockets import Received
+
+TRAILS_S = 10.0
+"""how long after a reply the kernel's word that it is idle is waited for, and the other way round: they come over
+different sockets, and one of them may have been lost or never be sent"""
+
+
+class Asking:
+    """A request that has been sent to a kernel. It has ended once `replied` has, and `outputs` with it.
+
+    `is_followed`: its caller gets the kernel's messages about it, so that it ends with the last of them. Those it
+    gets without: requests for input, if `takes_input`.
+    """
+
+    __slots__ = (
+        "_idle", "_reply", "_timer", "channel", "is_cancelled", "is_followed", "msg_id", "msg_type", "outputs",
+        "replied", "shows",
+    )  # fmt: skip
+
+    def __init__(
+        self, channel: str, header: Mapping[str, Any], *, is_followed: bool = False, form: Form = as_message,
+        shows: frozenset[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.channel = channel
+        self.msg_id: str = header["msg_id"]
+        self.msg_type: str = header["msg_type"]
+        self.is_followed = is_followed
+        self.shows = shows
+        self.outputs = Outputs(form)
+        self.replied: asyncio.Future[Received | None] = asyncio.get_running_loop().create_future()
+        self.is_cancelled = False
+        self._reply: Received | None = None
+        self._idle = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def reply(self, received: Received) -> None:
+        """The kernel's reply."""
+        self._reply = received
+        if self._idle or not self.is_followed:
+            self._end()
+        else:
+            self._end_in(TRAILS_S)
+
+    def idle(self) -> None:
+        """The kernel has said everything about it, but perhaps its reply."""
+        self._idle = True
+        if self._reply is not None or not self.msg_type.endswith("_request"):
+            self._end()
+        else:
+            self._end_in(TRAILS_S)
+
+    def show(self, received: Received, number: int) -> None:
+        """A message of the kernel about it, for its caller."""
+        if self.is_followed and (self.shows is None or received.header.msg_type in self.shows):
+            self.outputs.put(received, number)
+
+    def ask_input(self, received: Received) -> None:
+        """The kernel wants input of its caller."""
+        self.outputs.put(received)
+
+    def fail(self, error: Fault) -> None:
+        """It ends without an answer."""
+        if not self.replied.done():
+            self.replied.set_exception(error)
+            self.replied.exception()  # its caller may have gone
+        self._end()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more can come."""
+        return self.replied.done()
+
+    def _end_in(self, delay_s: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._trailed)
+
+    def _trailed(self) -> None:
+        if self._reply is None and not self.replied.done():
+            text = f"the kernel was done with {self.msg_type[:64]} and sent no reply within {TRAILS_S:g} s"
+            self.fail(Fault(text, data={"type": "NoReply", "message": text}))
+        self._end()
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.replied.done():
+            self.replied.set_result(self._reply)
+        self.outputs.end()
