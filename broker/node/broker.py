@@ -384,7 +384,7 @@ class Broker(Embedding):
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
         if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
-        for section in ("auth", "rtcloud"):
+        for section in ("auth", "rtcloud", "kernels"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ReloadError(f"the section {section} cannot change while the broker runs; restart it")
         for key in FIXED_LIMITS:

@@ -16,7 +16,7 @@ class Info(msgspec.Struct):
     """What the worker of a kernel says of it."""
 
     kernel: str = ""
-    kernelspec: dict[str, Any] = {}
+    kernelspec: dict[str, Any] | None = None
     kernel_info: dict[str, Any] = {}
 
 
@@ -54,7 +54,7 @@ def spec_model(info: Info) -> dict[str, Any]:
         "display_name": name_of(info),
         "language": language.get("name", "") if isinstance(language, dict) else "",
         "env": {},
-        **info.kernelspec,
+        **(info.kernelspec or {}),
     }
     return {"name": name_of(info), "spec": spec, "resources": {}}
 
