@@ -36,6 +36,7 @@ PRINCIPALS = {
     WORKER: Principal("wanda", (Grant(Role.WORKER, _KERNELS),)),
 }
 T = TypeVar("T")
+_NUMBERS = itertools.count()
 
 
 class House:
@@ -141,11 +142,10 @@ class Front:
         self.session = session
         self.v1 = v1
         self.inbox: list[dict[str, Any]] = []
-        self._numbers = itertools.count()
 
     def say(self, channel: str, msg_type: str, content: dict[str, Any], *, buffers: tuple[bytes, ...] = ()) -> str:
         """Send a message; returns its id."""
-        number = f"{self.session}_{next(self._numbers)}"
+        number = f"{self.session}_{next(_NUMBERS)}"
         message = tell(channel, msg_type, content, Sign(number, self.session, "2026-01-02T03:04:05.000006Z"))
         self.send(msgspec.structs.replace(message, buffers=buffers))
         return number
