@@ -80,6 +80,7 @@ class Sign(NamedTuple):
 
 _JSON = msgspec.json.Decoder(_Json)
 _HEADER = msgspec.json.Decoder(Header)
+_encode = msgspec.json.Encoder().encode
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -144,9 +145,12 @@ def read_legacy(frame: str | bytes | bytearray) -> KernelMessage:
 
 def write_legacy(message: KernelMessage) -> tuple[Pieces, bool]:
     """The pieces of a frame, and whether it is a binary one: text where there are no buffers, for JupyterLab refuses
-    binary frames without any.
+    binary frames without any. The header's id and type stand beside it too, where jupyter-kernel-client looks for them.
     """
-    text = b'%b,"channel":"%b","buffers":[]}' % (message.json()[:-1], message.channel.encode())
+    header = read_header(message.header)
+    text = b'%b,"msg_id":%b,"msg_type":%b,"channel":"%b","buffers":[]}' % (
+        message.json()[:-1], _encode(header.msg_id), _encode(header.msg_type), message.channel.encode(),
+    )  # fmt: skip
     return (pack([text], message.buffers), True) if message.buffers else ([text], False)
 
 

@@ -303,7 +303,11 @@ def test_public_addresses_need_tls_or_insecure(host: str, tmp_path: Path) -> Non
             "1",
             "unknown variable BROKER_ZZZ__ZZZ; known there: server, auth, limits, endpoints, rtcloud, kernels, log",
         ),
-        ("BROKER__", "1", "unknown variable BROKER__; known there: server, auth, limits, endpoints, rtcloud, kernels, log"),
+        (
+            "BROKER__",
+            "1",
+            "unknown variable BROKER__; known there: server, auth, limits, endpoints, rtcloud, kernels, log",
+        ),
         ("BROKER_SERVER__PORT__X", "1", "unknown variable BROKER_SERVER__PORT__X; did you mean BROKER_SERVER__PORT?"),
         (
             "BROKER_ENDPOINTS__CLOSED",

@@ -123,9 +123,9 @@ class House:
     def request(self, method: str, path: str, token: str = USER, body: Any = None) -> tuple[int, Any, Any]:
         """A plain HTTP request: status, headers, JSON."""
         data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data, {"Authorization": f"token {token}"} if token else {}, method=method)  # noqa: S310
+        request = Request(self.url + path, data, {"Authorization": f"token {token}"} if token else {}, method=method)
         try:
-            with urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
+            with urlopen(request, timeout=PATIENCE_S) as answer:
                 text = answer.read()
                 return answer.status, answer.headers, json.loads(text) if text else None
         except OSError as error:

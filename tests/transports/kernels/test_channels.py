@@ -219,7 +219,8 @@ def test_no_token_is_in_the_log(house: House, caplog: pytest.LogCaptureFixture) 
     assert house.request("GET", f"/api/kernels?token={USER}", token="")[0] == 200
     assert house.request("GET", f"/api/kernels/nobody?token={USER}", token="")[0] == 404
     with connect(
-        f"{house.url.replace('http', 'ws')}/api/kernels/k1/channels?token={USER}", subprotocols=[V1]  # type: ignore[list-item]
+        f"{house.url.replace('http', 'ws')}/api/kernels/k1/channels?token={USER}",
+        subprotocols=[V1],  # type: ignore[list-item]
     ):
         pass
     assert caplog.records
