@@ -269,7 +269,9 @@ class Broker(Embedding):
         asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
         listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
-        sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
+        sources = Sources(
+            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends
+        )
         return [
             *([URLSpec(prefix, ToPageHandler, gate)] if prefix else []),
             URLSpec(rf"{prefix}/", PageHandler, gate),
