@@ -42,6 +42,17 @@ IOPUB = "iopub"
 AHEAD_PARTS = 8
 """requests for input that may be on their way at once"""
 
+READING_S = 2.0
+"""how long what a front end has taken says that it reads"""
+SEND_BUFFER_BYTES = 512 << 10
+"""of the socket. Left to itself Linux lets it grow to 4 MiB, which looks like 4 MiB that somebody read; the receive
+buffer of one that reads nothing stays at 128 KiB"""
+BUFFERS_BYTES = 2 << 20
+"""what the sockets between here and a page may take though it reads nothing"""
+READS_FACTOR = 16
+"""as many times what it has taken beyond that may wait for it, but for printed text, which may wait once"""
+_SAMPLE_S = 0.05
+
 _ASKED = Options()
 _ASKED_WITH_INPUT = Options(stream_in=True)
 
@@ -118,13 +129,32 @@ class _Peers(msgspec.Struct):
 class FrontEnd:
     """Receives for its links, one after the other, and is what the core knows as the session's link, all the time.
 
-    Without a link it is away: what comes waits for it, within a bound, until it is back or `away_s` have passed. Its
+    What it does not take at once waits for it: `waiting_max_bytes`, and more, up to the bound that every link has for
+    peers that read, as far as it has been seen to read fast. For one that reads nothing the first is all.
+
+    Without a link it is away: what comes waits for it, within the bound, until it is back or `away_s` have passed. Its
     requests go on in any case, as in every notebook; it ends when it stays away and the last of them has ended.
     """
 
     __slots__ = (
-        "_away", "_counted", "_dialect", "_engine", "_gone", "_link", "_links", "_nudge", "_nudged", "_numbers",
-        "_pending", "_sent", "_session", "_settings", "_waiting", "ended", "endpoint",
+        "_away",
+        "_counted",
+        "_dialect",
+        "_engine",
+        "_gone",
+        "_link",
+        "_links",
+        "_nudge",
+        "_nudged",
+        "_numbers",
+        "_pending",
+        "_sent",
+        "_session",
+        "_settings",
+        "_taken",
+        "_waiting",
+        "ended",
+        "endpoint",
     )  # fmt: skip
 
     takes_binary = True
@@ -144,6 +174,7 @@ class FrontEnd:
         self._waiting = Waiting(settings.waiting_max_bytes)
         self._counted = 0  # bytes of it that stand in the budget
         self._sent: deque[tuple[int, Output]] = deque()  # what the kernel of this machine has not taken yet
+        self._taken: deque[tuple[float, int]] = deque()  # how far the link had been flushed, at which moments
         self._pending: dict[WireId, Pending] = {}
         self._numbers = 0
         self._nudged = False
@@ -203,7 +234,9 @@ class FrontEnd:
         """What was given to a link and never left this machine waits again."""
         flushed = link.flushed_at_last
         self._waiting.put_back(output for mark, output in self._sent if mark > flushed)
+        self._waiting.trim()
         self._sent.clear()
+        self._taken.clear()
         self._count()
 
     def _give_up(self) -> None:
@@ -360,11 +393,32 @@ class FrontEnd:
 
     def _wait(self, output: Output) -> bool:
         try:
-            kept = self._waiting.put(output)
+            text, else_ = self._more_bytes()
+            if not else_:
+                self._waiting.trim()
+            kept = self._waiting.put(output, text, else_)
         except (ValueError, RecursionError):  # a worker that publishes what is no message
             return False
         self._count()
         return kept
+
+    def _more_bytes(self) -> tuple[int, int]:
+        """What may wait beyond the bound, of printed text and of all else, because of what was taken lately."""
+        link = self._link
+        if link is None:
+            return 0, 0
+        self._sample(link)
+        most = self._links.limits.outbox_reading_bytes - self._settings.waiting_max_bytes
+        read = max(0, link.flushed - self._taken[0][1] - BUFFERS_BYTES)
+        return min(most, read), min(most, READS_FACTOR * read)
+
+    def _sample(self, link: Link) -> None:
+        """Note now and then how far the link has got."""
+        at, taken = self._engine.now(), self._taken
+        if not taken or at - taken[-1][0] >= _SAMPLE_S:
+            taken.append((at, link.flushed))
+            while at - taken[0][0] > READING_S:
+                taken.popleft()
 
     def _written(self, output: Output) -> bytes:
         """Its frame's payload; empty for what is no message: a worker's fault, which no front end would understand."""
@@ -380,6 +434,7 @@ class FrontEnd:
         while sent and sent[0][0] <= link.flushed:
             sent.popleft()
         sent.append((link.enqueued, output))
+        self._sample(link)
 
     def room(self, link: Link) -> None:
         """A link takes more again."""
