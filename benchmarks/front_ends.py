@@ -38,7 +38,7 @@ from broker.wire.kernel import V1, Sign, read_v1, tell, write_v1
 
 TOKEN = "a-token-for-this-benchmark-alone-0123456789"
 KERNEL = "bench"
-SIZES = ((1 << 10, 5000), (64 << 10, 1000), (1 << 20, 100))
+SIZES = ((1 << 10, 5000), (64 << 10, 1000), (1 << 20, 40))
 PATIENCE_S = 60.0
 _numbers = itertools.count()
 
@@ -256,7 +256,9 @@ def main() -> None:
             fastest = min(asyncio.run(_measure_latency(server)) for _ in range(given.repeat))
             print(f"1+1                {server.name:15} {fastest:8.2f} ms")
         alone, stuck, count = asyncio.run(_measure_stuck(broker))
-        print(f"stuck              broker grew {alone:.1f} MiB, and {stuck:.1f} MiB more beside a stuck front end;")
+        print(
+            f"stuck              the broker grew by {alone:.1f} MiB, then by {stuck:.1f} MiB with a stuck front end beside;"
+        )
         print(f"                   the other front end got {count} displays of 20")
 
 

@@ -395,7 +395,7 @@ class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int,
         Meta(ge=65_536, le=1024 * MIB, description="Bytes that wait for one front end that is away, or reads slowly; "
              "text is left out above half of it, everything above it, and the front end is told."),
-    ] = 5 * MIB  # fmt: skip
+    ] = 4 * MIB  # fmt: skip
     nudge_s: Annotated[
         float,
         Meta(gt=0, le=600, description="Seconds for which a kernel may take to answer before a new front end is let "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 from broker.auth.facts import Refused
 from broker.core.errors import DRAINED, UNAUTHORISED
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
@@ -11,7 +9,7 @@ from broker.links.loop import LoopLinks
 from broker.links.session import new_id
 from broker.links.take import take
 from broker.transports.kernels.door import KernelDoor
-from broker.transports.kernels.front_end import SEND_BUFFER_BYTES, LegacyDialect, V1Dialect
+from broker.transports.kernels.front_end import LegacyDialect, V1Dialect
 from broker.transports.kernels.front_ends import key_of
 from broker.wire.kernel import V1
 
@@ -41,7 +39,6 @@ class ChannelsHandler(KernelDoor):
         if self.front_ends.find(key) is None:
             self.check_room()
         stream = self.detach()
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         subprotocol = choose_subprotocol(upgrade.subprotocols, (V1,))
         try:
             link = await take(stream, switching_protocols(upgrade.key, subprotocol), self.links)

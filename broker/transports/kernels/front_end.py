@@ -19,6 +19,7 @@ from broker.engine.engine import Engine
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.links.session import new_id, now
+from broker.transports.kernels.pace import Pace
 from broker.transports.kernels.waiting import Gap, Output, Waiting
 from broker.wire.kernel import (
     Header,
@@ -42,16 +43,12 @@ IOPUB = "iopub"
 AHEAD_PARTS = 8
 """requests for input that may be on their way at once"""
 
-READING_S = 2.0
-"""how long what a front end has taken says that it reads"""
-SEND_BUFFER_BYTES = 512 << 10
-"""of the socket. Left to itself Linux lets it grow to 4 MiB, which looks like 4 MiB that somebody read; the receive
-buffer of one that reads nothing stays at 128 KiB"""
-BUFFERS_BYTES = 2 << 20
-"""what the sockets between here and a page may take though it reads nothing"""
-READS_FACTOR = 16
-"""as many times what it has taken beyond that may wait for it, but for printed text, which may wait once"""
-_SAMPLE_S = 0.05
+HOLD_SHARE = 4
+"""when this part of what may wait does, the kernel's worker is not read from, so that nothing has to be left out"""
+LOOK_S = 0.1
+"""how often it is looked whether the front end goes on reading meanwhile; one that does not holds up nobody longer"""
+READS_BYTES = 800 << 10
+"""what it has to take within that: at 8 MB/s it keeps up with what a page can show"""
 
 _ASKED = Options()
 _ASKED_WITH_INPUT = Options(stream_in=True)
@@ -129,52 +126,42 @@ class _Peers(msgspec.Struct):
 class FrontEnd:
     """Receives for its links, one after the other, and is what the core knows as the session's link, all the time.
 
-    What it does not take at once waits for it: `waiting_max_bytes`, and more, up to the bound that every link has for
-    peers that read, as far as it has been seen to read fast. For one that reads nothing the first is all.
+    What it does not take at once waits for it, within a bound. While it reads, its kernel's worker is held back before
+    that is reached; one that is stuck holds up nobody, and what finds no room is left out.
 
     Without a link it is away: what comes waits for it, within the bound, until it is back or `away_s` have passed. Its
     requests go on in any case, as in every notebook; it ends when it stays away and the last of them has ended.
     """
 
     __slots__ = (
-        "_away",
-        "_counted",
-        "_dialect",
-        "_engine",
-        "_gone",
-        "_link",
-        "_links",
-        "_nudge",
-        "_nudged",
-        "_numbers",
-        "_pending",
-        "_sent",
-        "_session",
-        "_settings",
-        "_taken",
-        "_waiting",
-        "ended",
+        "_away", "_counted", "_dialect", "_engine", "_gone", "_held_at", "_hold_again_at", "_link", "_links", "_looking",
+        "_nudge", "_nudged", "_numbers", "_pace", "_pending", "_sent", "_session", "_settings", "_waiting", "ended",
         "endpoint",
     )  # fmt: skip
 
     takes_binary = True
 
     def __init__(
-        self, engine: Engine, links: LoopLinks, settings: Kernels, endpoint: str, ended: Callable[[FrontEnd], None]
-    ) -> None:
+        self, engine: Engine, links: LoopLinks, settings: Kernels, pace: Pace, endpoint: str,
+        ended: Callable[[FrontEnd], None],
+    ) -> None:  # fmt: skip
         self.endpoint = endpoint
         self.ended = ended
         """told when it has"""
         self._engine = engine
         self._links = links
         self._settings = settings
+        self._pace = pace
         self._session: Session | None = None
         self._link: Link | None = None
         self._dialect: Dialect = V1Dialect()
         self._waiting = Waiting(settings.waiting_max_bytes)
         self._counted = 0  # bytes of it that stand in the budget
-        self._sent: deque[tuple[int, Output]] = deque()  # what the kernel of this machine has not taken yet
-        self._taken: deque[tuple[float, int]] = deque()  # how far the link had been flushed, at which moments
+        # Frames this machine's system has not taken yet; the frames, because these stand in the outbox anyway.
+        self._sent: deque[tuple[int, bytes]] = deque()
+        self._looking: asyncio.TimerHandle | None = None  # stands while the worker is held back
+        self._held_at = 0  # how far the link had been flushed when that began, or when it was looked at last
+        self._hold_again_at = 0  # how far the link has to be flushed before it may be again
         self._pending: dict[WireId, Pending] = {}
         self._numbers = 0
         self._nudged = False
@@ -204,10 +191,11 @@ class FrontEnd:
 
     def connect(self, link: Link, dialect: Dialect) -> None:
         """It talks over this link from now on; one that it has is closed, as replaced."""
-        old, self._link, self._dialect = self._link, link, dialect
+        old, self._link = self._link, link
         if old is not None:
             old.close(REPLACED.code, "a newer link of this session has taken over")
             self._take_back(old)
+        self._dialect = dialect
         if self._away is not None:
             self._away.cancel()
             self._away = None
@@ -233,10 +221,11 @@ class FrontEnd:
     def _take_back(self, link: Link) -> None:
         """What was given to a link and never left this machine waits again."""
         flushed = link.flushed_at_last
-        self._waiting.put_back(output for mark, output in self._sent if mark > flushed)
-        self._waiting.trim()
+        back = (self._dialect.read(f, binary=self._dialect.is_binary(f)) for mark, f in self._sent if mark > flushed)
+        self._waiting.put_back(Output(each.channel, Body(each.json(), each.buffers)) for each in back)
         self._sent.clear()
-        self._taken.clear()
+        self._let_go()
+        self._hold_again_at = 0
         self._count()
 
     def _give_up(self) -> None:
@@ -259,6 +248,7 @@ class FrontEnd:
         self._nudge = self._away = None
         self._waiting.clear()
         self._sent.clear()
+        self._let_go()
         self._count()
         if session is not None:
             self.ended(self)
@@ -355,7 +345,7 @@ class FrontEnd:
             frame = frames[kind] = self._written(output)
         if not frame:
             return False
-        self._send(link, frame, output)
+        self._send(link, frame)
         return True
 
     def _hear_of_peers(self, body: Body) -> None:
@@ -389,36 +379,41 @@ class FrontEnd:
         if link is None or self._waiting or link.is_crowded():
             self._wait(output)
         elif frame := self._written(output):
-            self._send(link, frame, output)
+            self._send(link, frame)
 
     def _wait(self, output: Output) -> bool:
         try:
-            text, else_ = self._more_bytes()
-            if not else_:
-                self._waiting.trim()
-            kept = self._waiting.put(output, text, else_)
+            kept = self._waiting.put(output)
         except (ValueError, RecursionError):  # a worker that publishes what is no message
             return False
         self._count()
+        if self._link is not None:
+            self._hold(self._link)
         return kept
 
-    def _more_bytes(self) -> tuple[int, int]:
-        """What may wait beyond the bound, of printed text and of all else, because of what was taken lately."""
-        link = self._link
-        if link is None:
-            return 0, 0
-        self._sample(link)
-        most = self._links.limits.outbox_reading_bytes - self._settings.waiting_max_bytes
-        read = max(0, link.flushed - self._taken[0][1] - BUFFERS_BYTES)
-        return min(most, read), min(most, READS_FACTOR * read)
+    def _hold(self, link: Link) -> None:
+        """More waits than should: read nothing from the kernel's worker while the front end catches up."""
+        too_much = self._waiting.bytes > self._waiting.max_bytes // HOLD_SHARE
+        if too_much and self._looking is None and self._hold_again_at <= link.flushed:
+            self._held_at = link.flushed
+            self._pace.hold(self.endpoint)
+            self._looking = self._engine.loop.call_later(LOOK_S, self._look, link)
 
-    def _sample(self, link: Link) -> None:
-        """Note now and then how far the link has got."""
-        at, taken = self._engine.now(), self._taken
-        if not taken or at - taken[-1][0] >= _SAMPLE_S:
-            taken.append((at, link.flushed))
-            while at - taken[0][0] > READING_S:
-                taken.popleft()
+    def _look(self, link: Link) -> None:
+        """Go on holding the worker back only if the front end has read enough for that."""
+        if link.flushed - self._held_at < READS_BYTES:
+            self._let_go()
+            self._hold_again_at = link.flushed + READS_BYTES
+        else:
+            self._held_at = link.flushed
+            self._looking = self._engine.loop.call_later(LOOK_S, self._look, link)
+
+    def _let_go(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+            self._held_at = -1
+            self._pace.let_go(self.endpoint)
 
     def _written(self, output: Output) -> bytes:
         """Its frame's payload; empty for what is no message: a worker's fault, which no front end would understand."""
@@ -428,13 +423,12 @@ class FrontEnd:
             return b""
         return self._dialect.write(message)
 
-    def _send(self, link: Link, frame: bytes, output: Output) -> None:
+    def _send(self, link: Link, frame: bytes) -> None:
         link.send(frame, self._dialect.is_binary(frame))
         sent = self._sent
         while sent and sent[0][0] <= link.flushed:
             sent.popleft()
-        sent.append((link.enqueued, output))
-        self._sample(link)
+        sent.append((link.enqueued, frame))
 
     def room(self, link: Link) -> None:
         """A link takes more again."""
@@ -448,7 +442,9 @@ class FrontEnd:
             item = self._waiting.pop()
             output = self._notice(item) if isinstance(item, Gap) else item
             if frame := self._written(output):
-                self._send(link, frame, output)
+                self._send(link, frame)
+        if self._waiting.bytes <= self._waiting.max_bytes // (2 * HOLD_SHARE):
+            self._let_go()
         self._count()
 
     @staticmethod

@@ -12,6 +12,7 @@ from broker.engine.engine import Engine
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.transports.kernels.front_end import Dialect, FrontEnd
+from broker.transports.kernels.pace import Pace
 
 
 class Key(NamedTuple):
@@ -42,6 +43,7 @@ class FrontEnds:
         self._engine = engine
         self._links = links
         self._settings = settings
+        self._pace = Pace(engine)
         self._by_key: dict[Key, FrontEnd] = {}
         self._left_out_before = 0
 
@@ -61,7 +63,7 @@ class FrontEnds:
 
     def _make(self, key: Key, remote: str, principal: Principal, credential: Credential) -> FrontEnd:
         engine = self._engine
-        front_end = FrontEnd(engine, self._links, self._settings, key.endpoint, lambda _: self._ended(key))
+        front_end = FrontEnd(engine, self._links, self._settings, self._pace, key.endpoint, lambda _: self._ended(key))
         self._by_key[key] = front_end
         number = engine.next_session()
         engine.feed(

@@ -66,24 +66,19 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, output: Output, more_text: int = 0, more: int = 0) -> bool:
-        """Behind all others; False if there is no room for it.
-
-        So many bytes more than the bound may wait now: `more_text` of printed text, `more` of all else.
-        """
+    def put(self, output: Output) -> bool:
+        """Behind all others; False if there is no room for it. Where nothing waits, one of any size has room."""
         kind = _KIND.decode(output.body.raw)
-        if self.bytes + output.size > self._room_bytes(output.channel, kind, more_text, more):
+        if self._items and self.bytes + output.size > self._room_bytes(output.channel, kind):
             self._leave_out(output, bytes(kind.parent_header))
             return False
         self._append(output)
         return True
 
-    def _room_bytes(self, channel: str, kind: _Kind, more_text: int, more: int) -> int:
+    def _room_bytes(self, channel: str, kind: _Kind) -> int:
         if channel != "iopub":
-            return self.max_bytes + self.max_bytes // 4 + more
-        if read_header(bytes(kind.header)).msg_type == "stream":
-            return self.max_bytes // 2 + more_text
-        return self.max_bytes + more
+            return self.max_bytes + self.max_bytes // 4
+        return self.max_bytes // 2 if read_header(bytes(kind.header)).msg_type == "stream" else self.max_bytes
 
     def _append(self, item: Output | Gap) -> None:
         self._items.append(item)
@@ -97,20 +92,6 @@ class Waiting:
         last.count += 1
         last.bytes += output.size - OVERHEAD_BYTES
         self.left_out += 1
-
-    def trim(self) -> None:
-        """Nothing above the bounds may wait any longer."""
-        if self.bytes <= self.max_bytes:
-            return
-        items, self._items, self.bytes = self._items, deque(), 0
-        for item in items:
-            if isinstance(item, Output):
-                self.put(item)
-            elif self._items and isinstance(last := self._items[-1], Gap):
-                last.count += item.count
-                last.bytes += item.bytes
-            else:
-                self._append(item)
 
     def put_back(self, outputs: Iterable[Output]) -> None:
         """Before all others, in this order: what was sent and did not arrive. It fitted before, so it does now."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from typing import Any
 
 from broker.client.async_client import AsyncClient
+from broker.peer.session import Options
 from broker.worker.worker import Worker
 from tests.transports.kernels.harness import WORKER, House
 
@@ -68,7 +70,11 @@ class Pretended:
     async def say(self, msg_type: str, content: dict[str, Any], **more: Any) -> None:
         """Something on iopub; returns when the broker has it."""
         message = self.message(msg_type, content) | more
-        await self._client.publish(self.worker.endpoint, message, topic="iopub")
+        encoded = json.dumps({"endpoint": self.worker.endpoint, "topic": "iopub", "data": message}).encode()
+        connection, done = self.worker._connection, asyncio.get_running_loop().create_future()
+        assert connection is not None
+        connection.ask("broker.publish", encoded, (), Options(timeout=60), done)
+        await done
 
     def end(self) -> None:
         """Go."""

@@ -68,11 +68,17 @@ def test_what_was_sent_and_did_not_arrive_comes_first_again() -> None:
 def test_it_is_bounded_and_nothing_vanishes_untold(sent: list[tuple[str, int]]) -> None:
     waiting = Waiting(20_000)
     kept = sum(waiting.put(output(k, size, "shell" if k.endswith("reply") else "iopub")) for k, size in sent)
-    assert waiting.bytes <= 20_000 * 1.25 + len(waiting) * 400
+    assert waiting.bytes <= 20_000 * 1.25 + 6000 + len(waiting) * 400
     items = drained(waiting)
     assert waiting.bytes == 0
     assert sum(isinstance(item, Output) for item in items) == kept
     assert sum(item.count for item in items if isinstance(item, Gap)) == len(sent) - kept == waiting.left_out
+
+
+def test_one_of_any_size_has_room_where_nothing_waits() -> None:
+    waiting = Waiting(1000)
+    assert waiting.put(output("display_data", 50_000))
+    assert not waiting.put(output("status"))
 
 
 def test_what_is_no_message_is_refused() -> None:
