@@ -11,6 +11,7 @@ from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
 from broker.wire.frames import Unmask, xor_mask
+from broker.wire.native import Reader
 
 if TYPE_CHECKING:
     from broker.links.pair import PairLink
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
 RECEIVE_BYTES = 64 << 10
+EVENTS_MAX = 512
+PURE = bool(os.environ.get("BROKER_PURE"))
 
 
 def fastest_unmask() -> Unmask:
@@ -72,6 +75,12 @@ class LoopLinks:
     def links(self) -> list[Link]:
         """All links whose sockets are not gone yet."""
         return self.liveness.links
+
+    def new_reader(self, *, masked: bool, limits: LinkLimits) -> Reader | None:
+        """What takes plain frames out of one link's bytes in C; None where that was not built, or is not wanted."""
+        if Reader is None or PURE:
+            return None
+        return Reader(masked, limits.message_max_bytes, EVENTS_MAX)
 
     def next_mask(self) -> bytes:
         """Return 4 unpredictable bytes (RFC 6455, 10.3), drawn from the system 4 KiB at a time."""

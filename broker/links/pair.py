@@ -41,7 +41,7 @@ class PairLink:
     __slots__ = (
         "_close_timer", "_code", "_congested", "_counted", "_limits", "_loop", "_outbox", "_reason", "_receiver",
         "_reported", "_started", "_state", "broadcasts_dropped", "dirty", "enqueued", "flushed", "links", "other",
-        "paused", "remote", "subprotocol",
+        "paused", "reader", "remote", "subprotocol",
     )  # fmt: skip
 
     other: PairLink
@@ -62,6 +62,7 @@ class PairLink:
         self.enqueued = self.flushed = self.broadcasts_dropped = 0
         self.remote = remote
         self.subprotocol: str | None = "jsonrpc"
+        self.reader = None
 
     def __repr__(self) -> str:
         return f"<PairLink {('open', 'closing', 'gone')[self._state]} outbox={self.outbox_bytes}>"

@@ -27,6 +27,7 @@ from broker.links.pair import AnyLink
 from broker.wire.attachments import AttachmentError, unpack
 from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
+from broker.wire.native import Writer
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
 
 ACK_MESSAGES, ACK_BYTES = 32, 1 << 20
@@ -55,7 +56,7 @@ class WebSocketPeer:
 
     __slots__ = (
         "_acked", "_batch_max", "_batched", "_behind", "_codec", "_engine", "_feeding", "_held", "_kept", "_link",
-        "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes",
+        "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes", "_writer", "decoded",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, link: AnyLink, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
@@ -72,6 +73,8 @@ class WebSocketPeer:
         self._kept: Kept | None = None
         self._acked = self._unacked_bytes = 0
         self._stopped_at = 0  # from which number on they are not sent for now, but only kept
+        self.decoded = engine.feed
+        self._writer: Writer | None = None
 
     def start(self, session: Session) -> None:
         """Begin to listen to the link, on behalf of this session."""
@@ -80,6 +83,10 @@ class WebSocketPeer:
         self._kept = session.kept
         if self._kept is not None:
             self._acked = self._kept.received
+        reader = self._link.reader
+        if reader is not None and self._kept is None:
+            self._codec.read_by(reader)
+            self._writer = self._codec.new_writer()
         self._link.start(self)
         if self._held:  # what waited for a worker was given to it while it was attached
             self._engine.feed(Congested(session, True))
@@ -231,11 +238,17 @@ class WebSocketPeer:
         if type(message) is Call:
             if self._held or link.is_crowded():
                 self._hold(message)
+            elif self._writer is not None and (frame := self._writer.frame(message)) is not None:
+                link.push(frame)
+                message.attempt.mark = link.enqueued
             else:
                 link.send_parts(codec.encode(message), codec.binary and message.body.attachments != ())
                 message.attempt.mark = link.enqueued
         elif type(message) is End:
             if (self._batched or self._feeding) and self._collect(message):
+                return
+            if self._writer is not None and (frame := self._writer.frame(message)) is not None:
+                link.push(frame)
                 return
             body = message.body
             link.send_parts(codec.encode(message), codec.binary and body is not None and body.attachments != ())
