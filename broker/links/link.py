@@ -524,11 +524,15 @@ class Link:
         counters.frames_in += len(events)
         receiver = self._receiver
         try:
+            decoded = []  # a run of messages that come as events already
             for event in events:
                 if type(event) is not tuple:
-                    if self._state == OPEN:
-                        receiver.decoded(event)
+                    decoded.append(event)
                     continue
+                if decoded:
+                    if self._state == OPEN:
+                        receiver.decoded(decoded)
+                    decoded = []
                 opcode, payload = event
                 if opcode <= BINARY:
                     if self._state == OPEN:
@@ -537,6 +541,8 @@ class Link:
                     self._pinged(payload)
                 elif opcode == CLOSE:
                     self._peer_closes(payload)
+            if decoded and self._state == OPEN:
+                receiver.decoded(decoded)
         except Exception:
             self._receiver_failed()
         if parser.violation is not None and not self._no_more:

@@ -73,7 +73,7 @@ class WebSocketPeer:
         self._kept: Kept | None = None
         self._acked = self._unacked_bytes = 0
         self._stopped_at = 0  # from which number on they are not sent for now, but only kept
-        self.decoded = engine.feed
+        self.decoded = engine.feed_all
         self._writer: Writer | None = None
 
     def start(self, session: Session) -> None:
