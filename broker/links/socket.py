@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, cast
 
 from broker.links.limits import LinkLimits
@@ -21,7 +22,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
     never holds more than one turn's write: what the kernel does not take stays in the outbox.
     """
 
-    __slots__ = ("_in_transport", "_transport", "turn_bytes")
+    __slots__ = ("_fd", "_in_transport", "_transport", "turn_bytes")
 
     _transport: asyncio.Transport
 
@@ -37,6 +38,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         super().__init__(links, client=client, remote=remote, early=early, limits=limits)
         self.turn_bytes = self._limits.write_turn_bytes
         self._in_transport = 0
+        self._fd = -1
 
     # ── asyncio's side ──
 
@@ -46,6 +48,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         # A TLS transport of asyncio with a bound of 0 pauses and is never resumed.
         tls = transport.get_extra_info("ssl_object") is not None
         self._transport.set_write_buffer_limits(high=_TLS_WRITE_BUFFER_BYTES if tls else 0)
+        if not tls and (plain := transport.get_extra_info("socket")) is not None:
+            self._fd = plain.fileno()
         self._transport.pause_reading()
         self._links.add(self)
 
@@ -84,7 +88,17 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         if self._transport.is_closing():
             self._pieces.clear()
             return
-        self._transport.write(data)
+        if self._fd >= 0:
+            try:
+                taken = os.write(self._fd, data)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                taken = 0  # the transport will find out, and say so
+            if taken < size:
+                self._transport.write(memoryview(data)[taken:])
+        else:
+            self._transport.write(data)
         if self.blocked:
             self._in_transport = min(size, self._transport.get_write_buffer_size())
         self.flushed += size - self._in_transport
