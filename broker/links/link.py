@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.links.limits import UNSPLIT_BYTES, LinkLimits
 from broker.wire.frames import (
@@ -511,17 +511,19 @@ class Link:
     def _feed(self, data: bytes) -> None:
         """Take a chunk from the transport."""
         self.heard = True
-        counters = self._links.counters
-        counters.bytes_in += len(data)
+        self._links.counters.bytes_in += len(data)
         if self._no_more:
             return
         if not self._begun:
             self._early += data
             self._pause_transport()
             return
+        self._take(self._parser.feed(data))
+
+    def _take(self, events: list[Any]) -> None:
+        """Give the receiver what the parser made of a chunk."""
         parser = self._parser
-        events = parser.feed(data)
-        counters.frames_in += len(events)
+        self._links.counters.frames_in += len(events)
         receiver = self._receiver
         try:
             decoded = []  # a run of messages that come as events already

@@ -66,7 +66,7 @@ class LoopLinks:
         self.writer = Writer(self.loop)
         self.liveness = Liveness(self.loop, self.limits, self.counters)
         self.pairs: dict[PairLink, None] = {}
-        self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self.receive_buffer = memoryview(bytearray(2 * RECEIVE_BYTES))
         self.unmask = fastest_unmask()
         self._masks = b""
         self._gone = asyncio.Event()

@@ -12,6 +12,10 @@ from broker.links.link import Link
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
 
+RECEIVE_BYTES = 65_536
+
+CARRY_BYTES = 65_536
+"""of the beginning of a frame that is put before what comes next, in the buffer, instead of joining the two"""
 _TLS_WRITE_BUFFER_BYTES = 65_536
 
 
@@ -22,7 +26,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
     never holds more than one turn's write: what the kernel does not take stays in the outbox.
     """
 
-    __slots__ = ("_fd", "_in_transport", "_transport", "turn_bytes")
+    __slots__ = ("_fd", "_in_transport", "_rest_size", "_transport", "turn_bytes")
 
     _transport: asyncio.Transport
 
@@ -39,6 +43,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self.turn_bytes = self._limits.write_turn_bytes
         self._in_transport = 0
         self._fd = -1
+        self._rest_size = 0
 
     # ── asyncio's side ──
 
@@ -54,12 +59,23 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._links.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the buffer that all links of this loop share."""
-        return self._links.receive_buffer
+        """Return the buffer that all links of this loop share, behind the beginning of a frame that waits for more."""
+        rest = self._parser.rest
+        size = self._rest_size = len(rest) if self.reader is not None and len(rest) <= CARRY_BYTES else 0
+        if not size:
+            return self._links.receive_buffer[:RECEIVE_BYTES]
+        self._links.receive_buffer[:size] = rest
+        return self._links.receive_buffer[size : size + RECEIVE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
-        self._feed(bytes(self._links.receive_buffer[:nbytes]))
+        links, size = self._links, self._rest_size
+        if self.reader is None or not self._begun or self._no_more or len(self._parser.rest) != size:
+            self._feed(bytes(links.receive_buffer[size : size + nbytes]))
+            return
+        self.heard = True
+        links.counters.bytes_in += nbytes
+        self._take(self._parser.feed_buffer(links.receive_buffer, size + nbytes))
 
     def eof_received(self) -> None:
         """The peer says nothing more: asyncio closes the transport."""

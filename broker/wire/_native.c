@@ -20,7 +20,7 @@
 #define DEPTH_MAX 64           /* deeper nesting is left to Python */
 #define ID_MAX 128             /* bytes of a string id, as in wire.jsonrpc */
 #define DIGITS_MAX 18          /* of a number that needs no closer look */
-#define SMALL_MAX 4096         /* bytes of a payload up to which Writer.frame joins it, as SMALL in wire.jsonrpc */
+#define SMALL_MAX 61440        /* bytes of a payload up to which Writer.frame copies it; its frame is below 64 KiB */
 #define UNSPLIT_MAX 65535      /* bytes of a frame's payload with a 16-bit length */
 
 typedef const unsigned char *Text;

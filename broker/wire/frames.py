@@ -149,6 +149,28 @@ class FrameParser:
             self._forget()
         return events
 
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a frame that waits for more."""
+        return self._rest
+
+    def feed_buffer(self, buffer: memoryview, size: int) -> list[Event]:
+        """As `feed`, with the first `size` bytes of a buffer that begins with `rest` and is used again afterwards."""
+        reader = self._reader
+        self._rest = b""
+        if reader is None or self._need or self._opcode or self.ended:
+            return self.feed(bytes(buffer[:size]))
+        events: list[Event] = []
+        self.more = False
+        position = reader.read(buffer, 0, size, events)
+        if position < size:
+            try:
+                self._parse(bytes(buffer[position:size]), events)
+            except _Violated as error:
+                self.violation = error.violation
+                self._forget()
+        return events
+
     def _forget(self) -> None:
         self.ended = True
         self.more = False
