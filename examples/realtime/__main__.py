@@ -7,8 +7,13 @@ import asyncio
 import logging
 import signal
 import sys
+from pathlib import Path
 
+from broker.config.errors import ConfigError
+from broker.config.load import load
+from broker.config.model import Config
 from examples.realtime.program import HOST, PREFIX, Program
+from examples.realtime.runs import ask_daemon, ask_scanner
 
 TOLD = """\
 Open   {url}/?key={key}
@@ -22,18 +27,28 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m examples.realtime", description=__doc__)
     arguments.add_argument("--port", type=int, default=8765, help="0 takes a free one [default: %(default)s]")
     arguments.add_argument("--no-scanner", action="store_true", help="start none; one will dial in")
+    arguments.add_argument("--config", type=Path, help="configuration of the broker")
+    arguments.add_argument("--daemon-file", metavar="PATH", help="start none; ask an rt-cloud daemon for this file, "
+                           "{number} in it being the image's")  # fmt: skip
     given = arguments.parse_args()
+    try:
+        config = load(given.config) if given.config else Config()
+    except ConfigError as error:
+        arguments.error(str(error))
+    if given.daemon_file and not config.rtcloud.enabled:
+        arguments.error("--daemon-file needs a --config with rtcloud.enabled = true")
+    asks = ask_daemon(given.daemon_file) if given.daemon_file else ask_scanner
+    with_scanner = not given.no_scanner and not given.daemon_file
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("tornado.access").setLevel("WARNING")
-    return asyncio.run(run(given.port, with_scanner=not given.no_scanner))
+    return asyncio.run(run(Program(asks, config), given.port, with_scanner=with_scanner))
 
 
-async def run(port: int, *, with_scanner: bool) -> int:
+async def run(program: Program, port: int, *, with_scanner: bool) -> int:
     """One life of the program."""
     ending = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    program = Program()
     try:
         url = await program.start(port, with_scanner=with_scanner)
     except OSError as error:

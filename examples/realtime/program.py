@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets
@@ -18,6 +19,7 @@ from tornado.web import Application, RequestHandler, StaticFileHandler, decode_s
 
 from broker import Broker, Grant, Principal, Role
 from broker.auth.tokens import TokenStore, default_tokens_path
+from broker.auth.users import UserStore, default_users_path
 from broker.config.model import Config, Endpoint
 from examples.realtime.runs import NAME, Asks, Laboratory, ask_scanner
 
@@ -72,13 +74,12 @@ class Home(RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     def get(self) -> None:
-        """The page; 401 with what to do for strangers."""
+        """The page; for strangers, what to do. With 200: rt-cloud's daemons come here from their login, and insist."""
         key = self.get_query_argument("key", "")
         if key and hmac.compare_digest(key.encode(), self._login.key.encode()):
             self.set_signed_cookie(self._login.cookie, "operator", httponly=True, samesite="Strict")
             self.redirect("/", status=303)
         elif self._login.who(self.request) is None:
-            self.set_status(401)
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish("Open the URL that the program has printed in its terminal.\n")
         else:
@@ -88,15 +89,18 @@ class Home(RequestHandler):
 class Program:
     """All of it. `await start(port)` gives the URL; `await stop()` leaves nothing behind."""
 
-    def __init__(self, asks: Asks = ask_scanner) -> None:
+    def __init__(self, asks: Asks = ask_scanner, config: Config | None = None) -> None:
+        config = config or Config()
+        kept = {NAME: Endpoint(history=HISTORY, history_s=86_400)}
         self.login = Login()
         self._scanner_token = secrets.token_urlsafe(32)
-        # Three ways in: the program's cookie, secrets of this start, and tokens of `broker token create`.
+        # Ways in: the program's cookie, secrets of this start, and those of `broker token` and `broker user`.
         self.broker = Broker(
-            Config(endpoints={NAME: Endpoint(history=HISTORY, history_s=86_400)}),
+            msgspec.structs.replace(config, endpoints=kept | config.endpoints),
             authenticate=self.login.who,
             fixed={self.login.key: OPERATOR, self._scanner_token: SCANNER},
-            tokens=TokenStore(default_tokens_path()),
+            tokens=TokenStore(Path(config.auth.tokens_file or default_tokens_path())),
+            users=UserStore(Path(config.auth.users_file or default_users_path())),
         )
         self.laboratory = Laboratory(self.broker, asks)
         self._server: HTTPServer | None = None
@@ -109,12 +113,13 @@ class Program:
         self.login.cookie = f"realtime-{port}"  # cookies of one host are sent to all of its ports
         await self.broker.start()
         self._served = self.broker.serve(NAME, self.laboratory)
-        self.broker.endpoint("scanner", None, self._tell_scanner, self._tell_scanner)
+        self.broker.endpoint(self.laboratory.source, None, self._tell_scanner, self._tell_scanner)
         application = Application(
             [
                 ("/", Home, {"login": self.login}),
                 ("/page/(.*)", StaticFileHandler, {"path": HERE / "page"}),
                 *self.broker.routes(PREFIX),
+                *(self.broker.routes() if self.broker.config.rtcloud.enabled else []),  # its daemons know no prefix
             ],
             cookie_secret=self.login.secret,
         )
@@ -140,7 +145,8 @@ class Program:
 
     def _tell_scanner(self, _: object) -> None:
         """A hook: a scanner has come or gone."""
-        self.broker.broadcast(NAME, {"kind": "scanner", "here": bool(self.broker.peers("scanner"))})
+        here = bool(self.broker.peers(self.laboratory.source))
+        self.broker.broadcast(NAME, {"kind": "scanner", "here": here})
 
     async def _keep_scanner(self, url: str) -> None:
         """A scanner in a process of its own; when it ends, another one."""

@@ -39,6 +39,11 @@ def ask_scanner(number: int) -> tuple[str, Any]:
     return "scanner/expose", {"number": number}
 
 
+def ask_daemon(path: str) -> Asks:
+    """Of rt-cloud's scanner daemon; `path` is that of a file there, with `{number}` in it."""
+    return lambda number: ("data/DataInterface.getFile", {"args": [path.format(number=number)], "kwargs": {}})
+
+
 class Run:
     """One run, in a thread of its own. `stop` returns when it has ended."""
 
@@ -53,12 +58,13 @@ class Run:
         self._asked: Future[Any] | None = None
         self._is_waiting = False
         self._missed = 0
+        self._has_ended = False
         self._thread = threading.Thread(target=self._work, name=f"run {number}")
 
     @property
     def is_under_way(self) -> bool:
-        """Whether images still come."""
-        return self._thread.is_alive()
+        """Whether images still come; no more from the moment on that `ended` is told."""
+        return not self._has_ended
 
     def start(self, by: str) -> None:
         """Begin, and say who wanted it."""
@@ -83,6 +89,7 @@ class Run:
         except Exception:
             log.exception("run %d failed", self.number)
         finally:
+            self._has_ended = True
             self._tell("ended", text=why)
 
     def _take_all(self) -> str:
@@ -140,6 +147,8 @@ class Laboratory:
     """Images of a scanner, measured in real time; one run at a time."""
 
     def __init__(self, broker: Broker, asks: Asks = ask_scanner) -> None:
+        self.source = asks(0)[0].partition("/")[0]
+        """the endpoint that is asked for images"""
         self._broker = broker
         self._asks = asks
         self._run: Run | None = None
@@ -171,4 +180,4 @@ class Laboratory:
         """Whether a run is under way, and whether a scanner is there."""
         run = self._run
         running = run is not None and run.is_under_way
-        return {"running": running, "run": run.number if run else 0, "scanner": bool(self._broker.peers("scanner"))}
+        return {"running": running, "run": run.number if run else 0, "scanner": bool(self._broker.peers(self.source))}

@@ -36,7 +36,9 @@ class Process:
 
     def logged(self, pattern: str, count: int = 1) -> str:
         """Wait until the log matches so often; the last match's first group, or all of it."""
-        found = self.until(lambda: found if len(found := list(re.finditer(pattern, self.log))) >= count else None, pattern)
+        found = self.until(
+            lambda: found if len(found := list(re.finditer(pattern, self.log))) >= count else None, pattern
+        )
         return str(found[-1][found[-1].re.groups])
 
     def until(self, look: Callable[[], Any], what: str) -> Any:
@@ -67,7 +69,11 @@ class Program(Process):
         self.folder = folder
 
     def __enter__(self) -> Program:
-        self.page = self.logged(r"Open   (\S+)")
+        try:
+            self.page = self.logged(r"Open   (\S+)")
+        except BaseException:
+            self.__exit__()
+            raise
         self.url, self.key = self.page.split("/?key=")
         return self
 

@@ -6,7 +6,7 @@ import { Plot } from "./plot.js";
 const $ = (id) => document.getElementById(id);
 const CONNECTION = { connecting: "Connecting…", connected: "Connected", closed: "Not connected" };
 
-const plot = new Plot($("plot"), [["x_mm", "right"], ["y_mm", "down"]], "s", "mm");
+const plot = new Plot($("plot"), [["x_mm", "right"], ["y_mm", "down"]], "seconds", "mm");
 let client = null;
 let run = { images: 0, repetition_s: 1 };
 let running = false;
@@ -26,6 +26,10 @@ function showScanner(here) {
   show("scanner", here ? "Scanner ready" : "Scanner away", here ? "here" : "away");
 }
 
+function way(mm, positive, negative) {
+  return `${Math.abs(mm).toFixed(1)} mm ${mm < 0 ? negative : positive}`;
+}
+
 // What the program broadcasts. The same messages, in the same order, make up the page of who comes late.
 const told = {
   began(message) {
@@ -37,7 +41,7 @@ const told = {
   },
   point(message) {
     plot.add(message.image, message);
-    const place = `${message.x_mm.toFixed(1)} mm right, ${message.y_mm.toFixed(1)} mm down`;
+    const place = `${way(message.x_mm, "right", "left")}, ${way(message.y_mm, "down", "up")}`;
     $("numbers").textContent = `Image ${message.image + 1} of ${run.images}: ${place}; asked and measured in ${message.took_ms} ms.`;
     if ($("status").dataset.state === "waiting") show("status", `Run ${message.run} goes on.`, "running");
   },

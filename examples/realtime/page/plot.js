@@ -70,16 +70,15 @@ export class Plot {
     const up = (value) => EDGE.top + ((most - value) / (2 * most)) * (HEIGHT - EDGE.top - EDGE.bottom);
     this.#svg.replaceChildren();
     this.#svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    const [unitAcross, unitUp] = this.#units;
-    for (const value of ticks(-most, most, 6)) {
+    for (const value of ticks(-most, most, 8)) {
       make(this.#svg, "line", { class: value ? "grid" : "zero", x1: EDGE.left, x2: width - EDGE.right, y1: up(value), y2: up(value) });
       make(this.#svg, "text", { x: EDGE.left - 8, y: up(value) + 4, "text-anchor": "end" }, String(value).replace("-", "−"));
     }
-    for (const s of ticks(0, endS, width / 90)) {
+    for (const s of ticks(0, endS, width / 60)) {
       make(this.#svg, "text", { x: across(s), y: HEIGHT - EDGE.bottom + 18, "text-anchor": "middle" }, s);
     }
-    make(this.#svg, "text", { x: 4, y: 14 }, unitUp);
-    make(this.#svg, "text", { x: width - EDGE.right, y: HEIGHT - 6, "text-anchor": "end" }, `${unitAcross} since the start`);
+    make(this.#svg, "text", { x: 4, y: 14 }, this.#units[1]);
+    make(this.#svg, "text", { x: width - EDGE.right, y: HEIGHT - 6, "text-anchor": "end" }, `${this.#units[0]} since the start`);
     this.#names.forEach(([name, label], index) => {
       const x = EDGE.left + index * 90;
       make(this.#svg, "line", { class: `series-${index}`, x1: x, x2: x + 22, y1: 10, y2: 10 });
@@ -92,10 +91,10 @@ export class Plot {
   #path(name, across, up) {
     let before = -Infinity;
     return this.#points.map((point) => {
-      const begins = point.image > before + 2 ? "M" : "L";
+      const begins = point.image > before + 2;
       before = point.image;
       const place = `${across(point.image * this.#repetitionS).toFixed(1)} ${up(point[name]).toFixed(1)}`;
-      return begins === "M" ? `M${place}h0` : `L${place}`;
+      return begins ? `M${place}h0` : `L${place}`;
     }).join("");
   }
 }
