@@ -127,7 +127,7 @@ class Authenticator:
         sign_in: SignIn | None = None,
     ) -> None:
         if any(len(secret) < SECRET_MIN for secret in fixed):
-            raise ValueError(f"a secret of auth.admin_token or `fixed` is shorter than {SECRET_MIN} characters")
+            raise ValueError(f"a token has at least {SECRET_MIN} characters: auth.admin_token, and those in `fixed`")
         self.rules = rules
         self.tokens = tokens
         self.tickets = tickets

@@ -9,6 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+from broker.auth.token_file import TokenError
+from broker.auth.users_file import UserError
 from broker.config.errors import ConfigError
 from broker.config.load import load
 from broker.config.model import Config
@@ -33,15 +35,15 @@ def main() -> int:
     given = arguments.parse_args()
     try:
         config = load(given.config) if given.config else Config()
-    except ConfigError as error:
+        program = Program(ask_daemon(given.daemon_file) if given.daemon_file else ask_scanner, config)
+    except (ConfigError, TokenError, UserError) as error:
         arguments.error(str(error))
     if given.daemon_file and not config.rtcloud.enabled:
         arguments.error("--daemon-file needs a --config with rtcloud.enabled = true")
-    asks = ask_daemon(given.daemon_file) if given.daemon_file else ask_scanner
     with_scanner = not given.no_scanner and not given.daemon_file
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("tornado.access").setLevel("WARNING")
-    return asyncio.run(run(Program(asks, config), given.port, with_scanner=with_scanner))
+    return asyncio.run(run(program, given.port, with_scanner=with_scanner))
 
 
 async def run(program: Program, port: int, *, with_scanner: bool) -> int:

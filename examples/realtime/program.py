@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 HOST = "127.0.0.1"
 PREFIX = "/broker"
-HISTORY = 20_000
-"""messages kept for browsers that come late: at least one whole run"""
+HISTORY = Endpoint(history=20_000, history_s=8 * 86_400)
+"""what is kept for browsers that come late: at least one whole run, the longest of which takes 7 days"""
 COMES_BACK_S = 2.0
 """until a scanner that has ended is started again"""
 ENDS_S = 5.0
@@ -91,7 +91,7 @@ class Program:
 
     def __init__(self, asks: Asks = ask_scanner, config: Config | None = None) -> None:
         config = config or Config()
-        kept = {NAME: Endpoint(history=HISTORY, history_s=86_400)}
+        kept = {NAME: HISTORY}
         self.login = Login()
         self._scanner_token = secrets.token_urlsafe(32)
         # Ways in: the program's cookie, secrets of this start, and those of `broker token` and `broker user`.

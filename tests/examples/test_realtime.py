@@ -306,3 +306,16 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         done = started(tmp_path, "--port", str(port))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use; --port")
+
+
+def test_the_program_ends_in_good_order_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    with Program(tmp_path, "--no-scanner") as program, program.scanner() as room, program.client() as client:
+        with client.subscribe("realtime") as heard:
+            client.call("realtime/start", {"repetition_s": 0.1, "images": 10_000})
+            assert next(message for message in heard if message.data["kind"] == "point")
+            program.process.send_signal(signal.SIGTERM)
+            ended = next(message for message in heard if message.data["kind"] == "ended")
+        assert ended.data["text"] == "stopped"
+        assert program.process.wait(PATIENCE_S) == 0
+        assert "Traceback" not in program.log
+        assert room.process.poll() is None  # somebody else's; it waits for the next start

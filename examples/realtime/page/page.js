@@ -62,14 +62,6 @@ function hear({ data }) {
   showButton();
 }
 
-/** What a browser cannot learn from what was told: how it stands now. */
-async function look() {
-  const state = await client.call("realtime/state", null, { timeout: 5, idempotent: true });
-  running = state.running;
-  showScanner(state.scanner);
-  showButton();
-}
-
 function showConnection(state, error) {
   const refused = error?.status === 401 ? "Not let in: open the URL that the program has printed." : null;
   show("connection", refused ?? CONNECTION[state], state);
@@ -91,7 +83,9 @@ $("run").addEventListener("submit", async (event) => {
 try {
   client = await connect(new URL("broker", document.baseURI).href, { wait: true, onState: showConnection });
   await client.subscribe("realtime", hear, { since: 0 });
-  await look();
+  showButton();
+  const { scanner } = await client.call("realtime/state", null, { timeout: 5, idempotent: true });
+  if ($("scanner").dataset.state === "unknown") showScanner(scanner); // it came longer ago than anything that is kept
 } catch (error) {
   showConnection("closed", error);
   show("status", error.message, "failed");
