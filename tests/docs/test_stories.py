@@ -100,6 +100,9 @@ def test_the_two_commands_work_in_a_fresh_copy(tmp_path: Path) -> None:
         ("js", {}, "let a = ;"),
         ("html", {}, "<script>let a = ;</script>"),
         ("cobol", {}, ""),
+        ("python", {"of": "setup.py"}, "nothing_of_the_kind()\n"),
+        ("python", {"of": "tests/docs/story.py"}, "import ast\nimport contextlib\n"),
+        ("python", {"of": "tests/docs/story.py"}, "import contextlib\n…\nimport ast\n"),
     ],
 )
 def test_a_block_that_is_wrong_is_noticed(language: str, options: dict[str, str], text: str, tmp_path: Path) -> None:
@@ -117,6 +120,7 @@ def test_a_block_that_is_right_passes(tmp_path: Path) -> None:
     try:
         story.run(Block(page, 1, "bash", {"background": "", "until": "up"}, "echo up; exec sleep 60"))
         story.run(Block(page, 2, "python", {"file": "a.py"}, "print('12:30 and more')"))
+        story.run(Block(page, 4, "python", {"of": "tests/docs/story.py"}, "import json\n…\nself.folder = folder\n"))
         story.run(Block(page, 3, "console", {}, "$ python a.py\n12:… and more\n$ echo 1 \\\n  2\n1 2\n"))
     finally:
         story.close()
