@@ -15,6 +15,12 @@ NAMES = {
         prepare_request(msg) get_response(callId,timeout) callback(client,message) close_pending_requests()
         pruneCallbacks() login test
     """,
+    "from-ipython.md": """
+        ZMQStreamHandler _on_zmq_reply _reserialize_reply open on_close on_message write_message
+        serialize_binary_message deserialize_binary_message AuthenticatedZMQStreamHandler get_current_user pre_get
+        check_origin allow_origin allow_origin_pat ping_interval ping_timeout send_ping on_pong select_subprotocol
+        get_compression_options session session_id
+    """,
 }
 """what each guide's table must have a row for, without blanks"""
 
