@@ -13,7 +13,7 @@ NAMES = {
         DataWebSocketHandler RejectWebSocketHandler(rejectMsg) sendWebSocketMessage(wsName,msg)
         sendWebSocketMessage(wsName,msg,conn) closeAllConnections() RequestHandler(name,ioLoop) doRequest(msg,timeout)
         prepare_request(msg) get_response(callId,timeout) callback(client,message) close_pending_requests()
-        pruneCallbacks() login test
+        pruneCallbacks() dataInterface.getFile(path) login test
     """,
     "from-ipython.md": """
         ZMQStreamHandler _on_zmq_reply _reserialize_reply open on_close on_message write_message
