@@ -19,7 +19,10 @@ NAMES = {
         ZMQStreamHandler _on_zmq_reply _reserialize_reply open on_close on_message write_message
         serialize_binary_message deserialize_binary_message AuthenticatedZMQStreamHandler get_current_user pre_get
         check_origin allow_origin allow_origin_pat ping_interval ping_timeout send_ping on_pong select_subprotocol
-        get_compression_options session session_id
+        get_compression_options session session_id serialize_msg_to_ws_v1 deserialize_msg_from_ws_v1
+        Session(…) send recv send_raw track msg msg_header msg_id extract_header Message serialize deserialize
+        unserialize feed_identities sign key keyfile signature_scheme packer unpacker digest_history_size
+        write_connection_file load_connection_file
     """,
 }
 """what each guide's table must have a row for, without blanks"""
