@@ -9,6 +9,7 @@ What the words behind a block's language mean:
     console                     `$ command` lines, each followed by what it prints; `…` stands for anything
     python                      runs; must end with 0
     python file=NAME            is written to that file, for blocks that come later
+    diff file=NAME              changes that file; each of its pieces, between lines of `@@`, must fit in one place
     toml                        is loaded as a configuration
     json                        is JSON
     js                          its syntax is checked with node
@@ -146,6 +147,20 @@ class Story:
         (self.folder / name).write_text(text)
         if "file" not in block.options:
             self._check(block, [sys.executable, "-W", "error", name])
+
+    def _diff(self, block: Block, text: str) -> None:
+        file = self.folder / block.options["file"]
+        changed = file.read_text()
+        for piece in re.split(r"^@@\n", text, flags=re.MULTILINE):
+            lines = piece.splitlines(keepends=True)
+            before = "".join(line[1:] for line in lines if line[0] in " -")
+            after = "".join(line[1:] for line in lines if line[0] in " +")
+            at = [match.start() for match in re.finditer(f"^(?={re.escape(before)})", changed, re.MULTILINE)]
+            if len(at) != 1:
+                raise Wrong(f"{block.place}: this fits {file.name} in {len(at)} places, not in one:\n{before}")
+            changed = changed[: at[0]] + after + changed[at[0] + len(before) :]
+        ast.parse(changed)
+        file.write_text(changed)
 
     def _toml(self, block: Block, text: str) -> None:
         file = self.folder / block.options.get("file", "block.toml")
