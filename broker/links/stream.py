@@ -18,7 +18,7 @@ _READ_BYTES = 262_144
 _READS_PER_TURN = 4
 _LEFT_OVER_BYTES = 1 << 30
 _WRITE_BYTES = 65_536
-SILENCE_S = 0.25
+SILENCE_S = 0.1
 """nothing comes for so long from who broke the protocol under TLS: it has seen our close frame, or never will"""
 
 
