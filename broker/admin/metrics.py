@@ -66,10 +66,11 @@ class Collector:
         yield from self._doors()
 
     def _build(self) -> Iterator[Metric]:
-        from prometheus_client.core import InfoMetricFamily
+        from prometheus_client.core import GaugeMetricFamily
 
-        core = "compiled" if self._sources.links.native else "python"
-        yield InfoMetricFamily("broker_build", "What runs here.", value={"version": VERSION, "core": core})
+        build = GaugeMetricFamily("broker_build_info", "1, of what runs here.", labels=["version", "core"])
+        build.add_metric([VERSION, "compiled" if self._sources.links.native else "python"], 1)
+        yield build
 
     def _requests(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
