@@ -71,6 +71,21 @@ class State:
             return None
         return self.sessions.by_id.get(int(number))
 
+    def fits(self, session: Session, body: Body) -> bool:
+        """Whether a body with attachments is within the bound for messages as this peer gets them."""
+        link = session.link
+        return link is None or link.takes_binary or body.expanded_size() <= self.limits.message_max_bytes
+
+    @property
+    def bound_text(self) -> str:
+        """What the bound for messages is called in a detail."""
+        return f"the bound of {self.limits.message_max_bytes} bytes for a message"
+
+    @property
+    def too_large_reply(self) -> str:
+        """What is said of a reply that does not fit."""
+        return f"the reply as base64, for a caller that takes no binary frames, is larger than {self.bound_text}"
+
     def moved(self, session: Session) -> None:
         """A session has come to an endpoint, or left one."""
         if self.tells_places:

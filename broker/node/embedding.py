@@ -30,7 +30,7 @@ from broker.core.access import Principal, is_name
 from broker.core.commands import PendingView, view_pending
 from broker.core.errors import CANCELLED, GOING_AWAY
 from broker.core.limits import EndpointLimits
-from broker.core.requests import outcome_of
+from broker.core.outcomes import outcome_of
 from broker.core.router import Router
 from broker.engine.engine import Engine
 from broker.links.loop import LoopLinks

@@ -806,7 +806,7 @@ def test_so_many_wait_for_one_piece_of_work_and_no_more() -> None:
 @pytest.mark.parametrize("queued", [False, True])
 def test_many_that_have_joined_and_expire_together_cost_little_each(queued: bool, monkeypatch: Any) -> None:
     """Each that leads hands over to the next, which must not look at all others, nor at what else waits."""
-    monkeypatch.setattr("broker.core.requests.JOINED_MAX", 1_000_000)
+    monkeypatch.setattr("broker.core.keyed.JOINED_MAX", 1_000_000)
 
     def spent_s(number: int) -> float:
         world, worker, first, second = three(limits=Limits(queue_max=100_000, in_flight_max=100_000))

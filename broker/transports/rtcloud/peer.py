@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-
 from broker.core.events import (
     Answered,
     BadReply,
@@ -17,11 +15,11 @@ from broker.core.events import (
     PartSent,
     Stray,
 )
-from broker.core.ids import AttemptId
 from broker.core.kept import NEVER_WRITTEN
 from broker.core.messages import Call, CancelAttempt, Credit, Message, Notify
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.held import HeldCalls
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.wire.rtcloud import INVALID_PARAMS, NoReply, Result, RtCloud, Unfit, error_reply
@@ -58,7 +56,7 @@ class RtCloudPeer:
         self._link = link
         self._codec = codec
         self._session: Session | None = None
-        self._held: dict[AttemptId, Call] = {}  # calls for which there is no room in the outbox
+        self._held = HeldCalls()
         self._counted = 0  # bytes of results that stand in the budget
         self._scheduled = self._pausing = False
         self._read_on: asyncio.TimerHandle | None = None
@@ -109,7 +107,7 @@ class RtCloudPeer:
 
     def _leave(self, code: int, reason: str, flushed: int) -> None:
         session, self._session = self._session, None
-        self._held.clear()
+        self._held.drop_all()
         self._codec.close()
         self._count()
         self._stop_timer()
@@ -233,7 +231,7 @@ class RtCloudPeer:
             if not self._scheduled:
                 self._go_on()
         elif type(message) is CancelAttempt:
-            if self._held.pop(message.attempt_id, None) is None:
+            if not self._held.drop(message.attempt_id):
                 self._codec.give_up(message.attempt_id)
                 self._go_on()
         elif type(message) is Notify:
@@ -263,19 +261,15 @@ class RtCloudPeer:
             self._engine.router.counters.notifications_dropped += 1
 
     def _hold(self, call: Call) -> None:
-        call.attempt.mark = NEVER_WRITTEN
-        self._held[call.attempt.id] = call
+        self._held.hold(call)
         if self._session is not None and not self._session.congested:
             self._engine.feed(Congested(self._session, True))
 
     def _release(self) -> None:
         """Write calls that were held, as many as there is room for. What has expired meanwhile ends in its turn."""
         now = self._engine.now()
-        while self._held and not self._link.is_crowded():
-            call = self._held.pop(next(iter(self._held)))
-            left_s = call.attempt.request.deadline - now
-            if left_s > 0:
-                self._ask(msgspec.structs.replace(call, left_s=left_s))
+        while not self._link.is_crowded() and (taken := self._held.take(now)) is not None:
+            self._ask(taken[0])
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Daemons hear no broadcasts."""
