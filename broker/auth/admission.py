@@ -11,7 +11,8 @@ from broker.config.model import Limits
 from broker.core.access import Grant, Principal
 from broker.core.errors import Close
 from broker.engine.engine import Engine
-from broker.links.link import Link, Nobody
+from broker.links.end import Nobody
+from broker.links.link import Link
 
 
 class Credential(TypedDict):
