@@ -27,7 +27,7 @@ from broker.client.requests import (
     options_for,
     stream_options,
 )
-from broker.client.stream import Inflow, left_early, result_of
+from broker.client.stream import Ended, Inflow, left_early
 from broker.client.subscription import Message
 from broker.peer.calls import Tell
 from broker.peer.connection import Connection, Near
@@ -129,7 +129,7 @@ class ThreadInflow(Inflow):
         self.took(items)
 
 
-class Stream:
+class Stream(Ended):
     """The items of one reply, as they come: `for item in stream`. Made by `Client.stream`.
 
     What the reader does not take stops the worker: a few items are under way at most. An error is raised once, after
@@ -137,7 +137,9 @@ class Stream:
     stream cancel the request at the worker.
     """
 
-    __slots__ = ("__weakref__", "_client", "_inflow", "_is_closed", "_is_left", "_loop", "_newest", "_signal")
+    __slots__ = ("__weakref__", "_client", "_is_closed", "_is_left", "_loop", "_newest", "_signal")
+
+    _inflow: ThreadInflow
 
     def __init__(self, client: Client, inflow: ThreadInflow, signal: threading.Event, newest: Newest | None) -> None:
         loop = client._loop
@@ -149,16 +151,6 @@ class Stream:
         self._newest = newest
         self._is_closed = False
         self._is_left = False
-
-    @property
-    def result(self) -> Any:
-        """What the method returned after its last item. Raises RuntimeError before the end, and after a bad one."""
-        return result_of(self._inflow)
-
-    @property
-    def timing(self) -> dict[str, Any] | None:
-        """What the broker told of its times, in milliseconds, if `timing` was asked for; None before the end."""
-        return self._inflow.timing
 
     def close(self) -> None:
         """Read no more: the request is cancelled unless it has ended."""
