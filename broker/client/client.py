@@ -39,6 +39,9 @@ Future = concurrent.futures.Future
 INTERRUPTED_S = 0.05
 """how often a waiting main thread looks whether it was interrupted: a signal that comes in the very moment in which the
 interpreter begins to wait for a lock does not end that wait (2 of 100 Ctrl-C sent right after asking were lost)"""
+LOOK_S = 1.0
+"""how often a thread that waits looks whether there is still an event loop that could tell it anything: a program may end
+the loop of a broker without ending the broker"""
 
 
 class Subscription:
@@ -270,9 +273,11 @@ class Told:
         self._is_told = True
         self._lock.release()
 
-    def wait(self) -> Any:
-        """Wait for it: the value, or raises the error."""
-        self._lock.acquire()
+    def wait(self, loop: asyncio.AbstractEventLoop) -> Any:
+        """Wait for it: the value, or raises the error; ConnectionLost if the loop is closed without a word."""
+        while not self._lock.acquire(timeout=LOOK_S):
+            if loop.is_closed() and not self._is_told:
+                raise _loop_closed()
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -505,7 +510,8 @@ class Client:
         self._check_thread()
         told = Told()
         self._schedule(self._ask_for_thread, method, raw, attachments, options, told)
-        return told.wait()
+        assert self._loop is not None
+        return told.wait(self._loop)
 
     def _ask_for_thread(
         self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, told: Told
@@ -562,6 +568,7 @@ class Client:
 
         What many threads want in one turn of the loop wakes it once.
         """
+        self._check_process()  # before the lock, which a thread that is not in this process may hold
         with self._lock:
             if self._closed:
                 raise ConnectionLost("the client is closed")
@@ -591,6 +598,7 @@ class Client:
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the loop and wait for its result; interrupting the wait cancels it."""
         try:
+            self._check_process()
             with self._lock:
                 if self._closed:
                     raise ConnectionLost("the client is closed")
@@ -602,23 +610,22 @@ class Client:
 
     def _wait(self, future: Future[Result]) -> Result:
         try:
-            look_s = None if future.done() else self._look_s()
-            while True:
+            while not future.done():
+                look_s = self._look_s()
                 try:
                     return future.result(look_s)
                 except TimeoutError:
-                    if future.done():
-                        return future.result()
+                    pass  # of the look, or how it ended
+            return future.result()
         except BaseException:
             future.cancel()  # does nothing if it has ended; after Ctrl-C it tells the worker
             raise
 
     def _wait_telling(self, future: Future[Result], newest: Newest) -> Result:
         """As `_wait`; what the worker tells meanwhile is told here."""
-        look_s = self._look_s()
         future.add_done_callback(lambda _: newest.signal.set())
         while not future.done():
-            newest.signal.wait(look_s)
+            newest.signal.wait(self._look_s())
             newest.signal.clear()
             newest.deliver()
         newest.deliver()
@@ -632,11 +639,16 @@ class Client:
                 return error
             raise
 
-    def _look_s(self) -> float | None:
-        """How long this thread may wait at a time. Raises RuntimeError where it must not wait at all."""
+    def _look_s(self) -> float:
+        """How long this thread may wait at a time.
+
+        Raises RuntimeError where it must not wait at all, ConnectionLost where nothing can be waited for any more.
+        """
         self._check_process()
         self._check_thread()
-        return INTERRUPTED_S if threading.current_thread() is threading.main_thread() else None
+        if self._loop is not None and self._loop.is_closed():
+            raise _loop_closed()
+        return INTERRUPTED_S if threading.current_thread() is threading.main_thread() else LOOK_S
 
     def _check_process(self) -> None:
         """Raises RuntimeError after a fork: the thread that runs the loop is not in this process."""
@@ -645,7 +657,7 @@ class Client:
 
     def _check_thread(self) -> None:
         """Raises RuntimeError in the client's own thread, where waiting would be for ever."""
-        if self._loop is not None and _running_here() is self._loop:
+        if self._loop is not None and running_here() is self._loop:
             whose = "its own thread, where" if self._thread is not None else "the thread of the broker's loop, where"
             raise RuntimeError(
                 f"the client cannot wait in {whose} done callbacks and progress functions run; "
@@ -654,7 +666,6 @@ class Client:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in its thread, started now if need be. Called with the lock held."""
-        self._check_process()
         if self._loop is None and self._inner._near is not None:
             self._loop = self._inner._near.loop
         if self._loop is None:
@@ -664,7 +675,11 @@ class Client:
         return self._loop
 
 
-def _running_here() -> asyncio.AbstractEventLoop | None:
+def _loop_closed() -> ConnectionLost:
+    return ConnectionLost("the event loop of the broker was closed, and the broker with it", may_have_executed=True)
+
+
+def running_here() -> asyncio.AbstractEventLoop | None:
     """The event loop that runs in this thread, if one does."""
     try:
         return asyncio.get_running_loop()
