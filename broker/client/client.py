@@ -40,8 +40,8 @@ INTERRUPTED_S = 0.05
 """how often a waiting main thread looks whether it was interrupted: a signal that comes in the very moment in which the
 interpreter begins to wait for a lock does not end that wait (2 of 100 Ctrl-C sent right after asking were lost)"""
 LOOK_S = 1.0
-"""how often a thread that waits looks whether there is still an event loop that could tell it anything: a program may end
-the loop of a broker without ending the broker"""
+"""how often a thread that waits looks whether there is still an event loop that could tell it anything: a program may
+end the loop of a broker without ending the broker"""
 
 
 class Subscription:

@@ -39,7 +39,7 @@ from broker.node.local import Local, NearPeer, OwnPeer
 from broker.node.presence import Hook, Peer, Presence
 from broker.node.settings import core_limits, endpoint_limits
 from broker.peer.calls import size_of
-from broker.peer.errors import BrokerError, Cancelled, ConnectionLost, TooLarge
+from broker.peer.errors import BrokerError, Cancelled, TooLarge
 from broker.peer.session import VALUE_MAX_BYTES
 from broker.peer.values import encode
 from broker.worker.requests import current
