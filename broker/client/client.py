@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, Self, TypeVar
 
 from broker.client.async_client import AsyncClient
@@ -42,6 +43,8 @@ interpreter begins to wait for a lock does not end that wait (2 of 100 Ctrl-C se
 LOOK_S = 1.0
 """how often a thread that waits looks whether there is still an event loop that could tell it anything: a program may
 end the loop of a broker without ending the broker"""
+WAKEN_MAX = 8
+"""threads that wake each other in a row"""
 
 
 class Subscription:
@@ -246,14 +249,17 @@ class Stream:
 class Told:
     """How a call ended, for the one thread that waits for it. A bare lock: a third of what a `Future` costs."""
 
-    __slots__ = ("_error", "_is_told", "_lock", "_value")
+    __slots__ = ("_error", "_is_told", "_lock", "_value", "_waking", "following")
 
-    def __init__(self) -> None:
+    def __init__(self, waking: Waking) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._waking = waking
         self._is_told = False
         self._value: Any = None
         self._error: BaseException | None = None
+        self.following: Told | None = None
+        """whose thread this one wakes when it has been woken"""
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -271,13 +277,20 @@ class Told:
 
     def _tell(self) -> None:
         self._is_told = True
+        self._waking.add(self)
+
+    def wake(self) -> None:
+        """Let its thread go on; once."""
         self._lock.release()
 
     def wait(self, loop: asyncio.AbstractEventLoop) -> Any:
         """Wait for it: the value, or raises the error; ConnectionLost if the loop is closed without a word."""
-        while not self._lock.acquire(timeout=LOOK_S):
-            if loop.is_closed() and not self._is_told:
+        while not self._lock.acquire(timeout=LOOK_S) and not self._is_told:
+            if loop.is_closed():
                 raise _loop_closed()
+        following, self.following = self.following, None
+        if following is not None:
+            following.wake()
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -285,6 +298,35 @@ class Told:
             finally:
                 del error  # else its traceback would hold it, and it the traceback
         return self._value
+
+
+class Waking:
+    """Wakes the threads whose calls have ended within a turn of the loop: one in eight here, each of them the next.
+
+    Threads that are all woken at once crowd for the interpreter's lock, most of them to be put to sleep again: a call
+    from one of 128 threads cost 18.3 µs of processor time for its waiting alone, woken like this it costs 12.3, and no
+    less in longer rows. In these the last would have to wait long where other threads compute. Should a row ever break,
+    `Told.wait` looks by itself within a second.
+    """
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told: list[Told] = []
+
+    def add(self, told: Told) -> None:
+        """Wake this one soon; on the loop."""
+        if not self._told:
+            asyncio.get_running_loop().call_soon(self._wake)
+        self._told.append(told)
+
+    def _wake(self) -> None:
+        many, self._told = self._told, []
+        for first in range(0, len(many), WAKEN_MAX):
+            row = many[first : first + WAKEN_MAX]
+            for told, following in pairwise(row):
+                told.following = following
+            row[0].wake()
 
 
 class Client:
@@ -321,6 +363,7 @@ class Client:
         self._thread: threading.Thread | None = None
         self._errands: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
+        self._waking = Waking()
         self._process = os.getpid()
         self._closed = False
 
@@ -508,7 +551,7 @@ class Client:
         if self._inner._near is None and not self._inner.is_connected:
             _, options = self._run(self._inner._ready(options))
         self._check_thread()
-        told = Told()
+        told = Told(self._waking)
         self._schedule(self._ask_for_thread, method, raw, attachments, options, told)
         assert self._loop is not None
         return told.wait(self._loop)
@@ -680,11 +723,8 @@ def _loop_closed() -> ConnectionLost:
 
 
 def running_here() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread, if one does."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    """The event loop that runs in this thread, if one does. Without raising: 0.05 µs where none does, not 0.34."""
+    return asyncio._get_running_loop()
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
