@@ -116,7 +116,8 @@ class Broker(Embedding):
         authenticate: Authenticate | None = None,
     ) -> None:
         super().__init__()
-        if inspect.iscoroutinefunction(authenticate):
+        call = getattr(type(authenticate), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
+        if inspect.iscoroutinefunction(authenticate) or inspect.iscoroutinefunction(call):
             raise TypeError("authenticate is a coroutine function; it must be a plain one, which answers at once")
         self.config = config or Config()
         self._authenticate = authenticate

@@ -189,19 +189,18 @@ class Embedding:
     def call_back(self, method: str, params: Any, callback: CallBack, **options: Any) -> Future[Any]:
         """Ask, from any thread; `callback(value, error)` is called on the loop, once, whatever the outcome.
 
-        What it raises is logged. The future is there to cancel it.
+        What it raises is logged. The future is there to cancel it. Raises TypeError for a coroutine function.
         """
-        future = self.submit(method, params, **options)
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError("the callback is a coroutine function; give a plain one, which may create a task")
 
         def ended(future: Future[Any]) -> None:
-            if self._is_here():
-                _tell(callback, future)
-                return
-            try:
+            try:  # in a turn of its own, not in the midst of what brought the answer
                 self.engine.loop.call_soon_threadsafe(_tell, callback, future)
             except RuntimeError:
                 pass  # cancelled after the end of the loop
 
+        future = self.submit(method, params, **options)
         self._threads._schedule(future.add_done_callback, ended)
         return future
 
@@ -513,5 +512,7 @@ def _tell(callback: CallBack, future: Future[Any]) -> None:
             callback(None, error)  # type: ignore[arg-type]
         else:
             callback(future.result(), None)
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the result of a cancelled future raises CancelledError, say
         log.exception("%r failed", callback)

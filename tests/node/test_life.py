@@ -340,6 +340,52 @@ def test_a_function_that_would_wait_for_its_own_end_is_told() -> None:
     run(main)
 
 
+def test_a_callback_that_raises_what_is_no_exception_loses_nobody_elses_outcome() -> None:
+    """It must not come through the links on which the outcomes of others are."""
+
+    async def main() -> None:
+        broker = await embedded()
+        broker.serve("lab", [sleep])
+        told: list[object] = []
+
+        def wrong(*_: object) -> None:
+            told.append(None)
+            raise asyncio.CancelledError
+
+        for number in range(20):
+            if number % 2:
+                broker.submit("lab/sleep").add_done_callback(wrong)
+            else:
+                broker.call_back("lab/sleep", None, wrong)
+        future = broker.submit("lab/sleep")
+        async with AsyncClient(broker) as client:
+            other = asyncio.create_task(client.call("lab/sleep"))
+            await until(lambda: broker.router.pending.count == 22, "all are asked")
+            for live in broker.pending():
+                assert broker.cancel(live.request)
+            with pytest.raises(errors.Cancelled):
+                await other
+        await until(lambda: len(told) == 20, "all callbacks were called")
+        assert isinstance(future.exception(), errors.Cancelled)
+        await broker.stop()
+
+    run(main)
+
+
+def test_a_callback_is_a_plain_function() -> None:
+    async def main() -> None:
+        broker = await embedded()
+
+        async def told(value: object, error: object) -> None: ...
+
+        with pytest.raises(TypeError, match="coroutine function"):
+            broker.call_back("lab/x", None, told)
+        assert not broker.pending()
+        await broker.stop()
+
+    run(main)
+
+
 def test_names_that_are_none_are_refused_in_broadcasts() -> None:
     async def main() -> None:
         broker = await embedded()

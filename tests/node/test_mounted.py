@@ -266,8 +266,13 @@ def test_a_coroutine_function_is_refused_at_once() -> None:
     async def authenticate(request: HTTPServerRequest) -> Principal | None:
         return None
 
-    with pytest.raises(TypeError, match="must be a plain one"):
-        Broker(authenticate=authenticate)  # type: ignore[arg-type]
+    class Authenticate:
+        async def __call__(self, request: HTTPServerRequest) -> Principal | None:
+            return None
+
+    for wrong in (authenticate, Authenticate()):
+        with pytest.raises(TypeError, match="must be a plain one"):
+            Broker(authenticate=wrong)  # type: ignore[arg-type]
 
 
 def test_it_is_asked_where_the_broker_listens_itself_too() -> None:
