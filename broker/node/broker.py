@@ -117,7 +117,8 @@ class Broker(Embedding):
         authenticate: Authenticate | None = None,
     ) -> None:
         super().__init__()
-        if inspect.iscoroutinefunction(authenticate):
+        call = getattr(type(authenticate), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
+        if inspect.iscoroutinefunction(authenticate) or inspect.iscoroutinefunction(call):
             raise TypeError("authenticate is a coroutine function; it must be a plain one, which answers at once")
         self.config = config or Config()
         self._authenticate = authenticate
@@ -133,11 +134,17 @@ class Broker(Embedding):
         self._server: HTTPServer | None = None
         self._acceptor: Acceptor | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._stopping: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Make the parts on the running event loop. Nothing listens yet."""
+        """Make the parts on the running event loop. Nothing listens yet. Raises RuntimeError if it runs already.
+
+        After `stop` it may be started again, on another loop too: with new routes, serving what it has served.
+        """
+        if self._loop is not None or self._stopping is not None:
+            raise RuntimeError("the broker runs already; a second one is another object")
         loop = asyncio.get_running_loop()
         limits = self.config.limits
         self.router = Router(
@@ -193,6 +200,7 @@ class Broker(Embedding):
 
         Raises OSError if the address cannot be had, ConfigError for a certificate that cannot be used.
         """
+        self._check_here()
         server, limits = self.config.server, self.config.limits
         context = server_context(server)
         sockets = bind_sockets(server.port, server.host, reuse_port=False)
@@ -305,6 +313,7 @@ class Broker(Embedding):
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what is in flight; whether all of it ended in time."""
+        self._check_here()
         self.engine.feed(Drain())
         ends_at = self.engine.now() + timeout_s
         while self.router.pending.count and self.engine.now() < ends_at:  # noqa: ASYNC110 - the router has no events
@@ -312,7 +321,25 @@ class Broker(Embedding):
         return self.router.pending.count == 0
 
     async def stop(self) -> None:
-        """End what is left as `shutting_down`, close every link, and let go of sockets and timers."""
+        """End what is left as `shutting_down`, close every link, and let go of sockets and timers.
+
+        Called again it waits for the same end; where nothing runs it does nothing. It ends all the same if who waits is
+        cancelled: a function that answers requests is, by this very end. Raises RuntimeError on another loop.
+        """
+        if self._stopping is None:
+            if self._loop is None:
+                return
+            self._check_here()
+            self._stopping = self._loop.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        try:
+            await self._let_go()
+        finally:
+            self._stopping = None
+
+    async def _let_go(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
