@@ -288,6 +288,14 @@ class Authenticator:
             return False
         return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
 
+    def knows(self, name: str) -> bool:
+        """Whether a stored token, or a user, is valid now that proves this principal."""
+        stored = self.tokens is not None and any(
+            record.name == name and self.tokens.is_valid(record.id) for record in self.tokens.tokens()
+        )
+        user = self.sign_in.users.find(name) if self.sign_in is not None else None
+        return stored or (user is not None and not user.disabled)
+
     def not_yours(self, remote: str) -> Refused:
         """The refusal of who names a session that is another's, or not with its secret; it counts as a guess."""
         return self._throttled(remote) or Refused(403, "there is no such session of yours to resume")

@@ -97,6 +97,12 @@ class Door(RequestHandler):
         self.facts = facts_of(self.request, self.gate.proxies)
         self.gate.arrived(self.stream)
 
+    def check_xsrf_cookie(self) -> None:
+        """Nothing: every request's Origin is judged instead, in applications with `xsrf_cookies=True` too.
+
+        The form of `/login` repeats its cookie all the same, and checks it itself.
+        """
+
     def set_default_headers(self) -> None:
         """Headers of every answer."""
         self.clear_header("Server")
