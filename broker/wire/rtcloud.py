@@ -28,6 +28,7 @@ WINDOW_PARTS = 16
 """how far a part may be ahead of the one that is due"""
 ERROR_MAX = 1000
 """characters of a daemon's error that are passed on"""
+STATUS_MAX = 999
 GIVEN_UP_MAX = 1000
 """calls remembered whose answer may still come"""
 CALL_ID_BITS = 53
@@ -138,19 +139,23 @@ def encode_request(method: str, body: Body, call_id: int) -> list[bytes | memory
 def _arguments(body: Body) -> tuple[list[bytes], dict[str, bytes]]:
     """What stands in the params: a list is args, `{"args", "kwargs"}` says both, any other object is kwargs."""
     raw = bytes(body.raw).strip()
+    if body.attachments and REFERENCE.fullmatch(raw):
+        raise Unfit("rt-cloud takes bytes as an argument, not in place of all of them")
     positional: bytes = raw
     named: bytes = b""
     if raw[:1] == b"{":
         positional, named = b"", raw
-        members = _decode_object(raw)
-        if members and members.keys() <= {"args", "kwargs"}:
-            positional, named = bytes(members.get("args", b"")), bytes(members.get("kwargs", b""))
     empty = (b"", b"null")
     try:
+        members = _decode_object(raw) if named else {}
+        if members and members.keys() <= {"args", "kwargs"}:
+            positional, named = bytes(members.get("args", b"")), bytes(members.get("kwargs", b""))
         args = [] if positional in empty else [bytes(each) for each in _decode_list(positional)]
         kwargs = {} if named in empty else {name: bytes(each) for name, each in _decode_object(named).items()}
     except msgspec.ValidationError:
         raise Unfit('the params are neither a list, nor {"args": […], "kwargs": {…}}, nor an object') from None
+    except RecursionError:  # whoever took them in had more of the stack left
+        raise Unfit("the params are nested too deeply") from None
     return args, kwargs
 
 
@@ -306,7 +311,7 @@ class RtCloud:
         return Stray(self.session, nameless=True)
 
     def _failed(self, attempt: AttemptId, reply: Reply) -> Answered | BadReply:
-        if reply.status < 400:
+        if not 400 <= reply.status <= STATUS_MAX:
             return self.broken(attempt, f"status {reply.status} is neither 200 nor an error")
         self.forget(attempt)
         text = clean(_text_of(reply.error)) or f"status {reply.status}"
@@ -496,10 +501,10 @@ class Result:
         return PartSent(self._session, None, self.attempt, seq, Body(_WHOLE_BYTES, (piece,)), more=True)
 
     def _end(self) -> Answered | BadReply:
-        if self._gathered is None:
+        if self._gathered is None and self._seq:
             mark = b'{"$joined":{"bytes":%d,"crc32":%d}}' % (self._size, self._crc)
             return Answered(self._session, self.attempt, Body(mark))
-        data = bytes(self._gathered) if self._only is None else self._only
+        data = bytes(self._gathered or b"") if self._only is None else self._only
         kind = self._first.data_serialization
         if kind == "json":
             return self._json(data)

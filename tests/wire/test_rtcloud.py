@@ -146,6 +146,9 @@ def test_params_become_args_and_kwargs(params: bytes, args: list[Any], kwargs: d
         ("C.a", b'[[{"$buffer":0}]]', (b"x",)),
         ("C.a", b'{"k":{"in":{"$buffer":0}}}', (b"x",)),
         ("C.a", b'[{"$buffer":1}]', (b"x",)),
+        ("C.a", b'{"$buffer":0}', (b"x",)),
+        ("C.a", b"[" * 5000 + b"]" * 5000, ()),
+        ("C.a", b'{"k":' * 5000 + b"1" + b"}" * 5000, ()),
     ],
 )
 def test_what_cannot_be_said_to_a_daemon_is_refused(method: str, params: bytes, attachments: tuple[bytes, ...]) -> None:
@@ -208,6 +211,16 @@ def test_parts_of_any_size_make_the_value(kind: str, packed: bool) -> None:
         assert bytes(attachments[0]) == data
         assert json.loads(text) == ({"$buffer": 0} if kind == "bytes" else {"$pickle": {"$buffer": 0}})
     assert max(len(event.body.attachments[0]) for event in end.events[:-1]) <= BOUNDS.piece_max_bytes
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pickle"])
+def test_parts_without_a_byte_are_an_empty_value(kind: str) -> None:
+    end, call_id = End(), 5
+    end.call()
+    for number in (1, 2):
+        end.take(single(call_id, b"", kind, numParts=2, partId=number, multipart=True))
+    (event,) = end.events
+    assert event.body.attachments == (b"",) and b"$joined" not in event.body.raw
 
 
 def test_json_in_parts_is_put_together_while_it_fits_one_message() -> None:
@@ -347,6 +360,7 @@ BAD_SINGLE: list[tuple[dict[str, Any], str]] = [
     ({"numParts": None, "multipart": True}, "numParts is missing"),
     ({"numParts": 2, "partId": None}, "partId is missing"),
     ({"status": 302}, "status 302"),
+    ({"status": 10**30}, "status 1000"),
     ({"compressed": True}, "part 1"),
     ({"dataSerialization": "json"}, "no JSON"),
 ]
