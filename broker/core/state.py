@@ -35,8 +35,8 @@ class State:
     """
 
     __slots__ = (
-        "ageing", "allowances", "budget", "counters", "draining", "effects", "fanouts", "history_bytes", "join", "keys", "limits",
-        "node", "pending", "registry", "replays", "sessions", "started_at", "tells_places", "topics_made",
+        "ageing", "allowances", "budget", "counters", "draining", "effects", "fanouts", "history_bytes", "join", "keys",
+        "limits", "node", "pending", "registry", "replays", "sessions", "started_at", "tells_places", "topics_made",
     )  # fmt: skip
 
     def __init__(

@@ -67,11 +67,16 @@ class RtCloudHandler(Door):
         else:
             self._attach(link, principal, endpoint)
 
-    def authenticate(self) -> Principal:
-        """Who is asking: by the cookie `login`, else as on all other paths. Raises Refused."""
+    def judge(self) -> Principal:
+        """Who is asking: whom the program around the broker knows, then by the cookie `login` (which may be that
+        program's own), else as on all other paths. Raises Refused.
+        """
         values = cookie_values(self.facts, COOKIE)
         if not values:
-            return super().authenticate()
+            return super().judge()
+        vouched_for = self.gate.vouched_for(self.request, self.facts)
+        if vouched_for is not None:
+            return vouched_for
         authenticator = self.gate.authenticator
         authenticator.check_door(self.facts)
         if len(values) > 1:
@@ -80,10 +85,7 @@ class RtCloudHandler(Door):
             raise Refused(
                 403, "the cookie counts only with Origin, so that no other page's request is taken for one's own"
             )
-        principal = authenticator.authenticate_login(self.facts, self.daemons.read(values[0]))
-        if self.gate.acceptor is not None:
-            self.gate.acceptor.authenticated(self.stream)
-        return principal
+        return authenticator.authenticate_login(self.facts, self.daemons.read(values[0]))
 
     def _check_room(self) -> None:
         router = self.engine.router

@@ -6,13 +6,16 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from tornado.httputil import HTTPServerRequest
 from websockets.exceptions import InvalidStatus
 
 from broker.auth.daemon_sign_in import is_here
 from broker.auth.facts import RequestFacts
 from broker.auth.signed_cookie import Signer
 from broker.auth.users import UserStore
+from broker.core.access import Principal
 from tests.auth.helpers import cheap_passwords
+from tests.node.hosting import embedded, hosting
 from tests.transports.http.harness import Answer, ask
 from tests.transports.rtcloud.daemon import Daemon, LoginFailed, log_in
 from tests.transports.rtcloud.harness import hand, rt_config, rt_serving
@@ -310,11 +313,24 @@ def test_the_test_user_is_for_this_machine_alone() -> None:
         ("2001:db8::1", "", False),
         ("", "", False),
         ("127.0.0.1", "x-forwarded-for", False),
+        ("127.0.0.1", "x-forwarded-proto", False),
+        ("127.0.0.1", "via", False),
+        ("127.0.0.1", "cf-connecting-ip", False),
+        ("127.0.0.1", "user-agent", True),
     ],
 )
 def test_this_machine_is_who_comes_from_it_directly(remote: str, header: str, here: bool) -> None:
     headers = ((header, "127.0.0.1"),) if header else ()
     assert is_here(RequestFacts(method="POST", path="/login", headers=headers, remote=remote)) is here
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("localhost:8787", True), ("127.0.0.1:8787", True), ("[::1]:8787", True), ("broker.lab", False), ("[x", False)],
+)
+def test_a_name_that_others_have_too_is_not_this_machines_alone(host: str, here: bool) -> None:
+    facts = RequestFacts(method="POST", path="/login", headers=(("host", host),), remote="127.0.0.1")
+    assert is_here(facts) is here
 
 
 def test_it_is_off_unless_configured(users: UserStore) -> None:
@@ -381,6 +397,23 @@ def test_routes_stand_under_a_prefix() -> None:
                 await until(lambda: "data" in broker.router.registry.by_name, "it serves")
             server.stop()
             await server.close_all_connections()
+
+    run(main)
+
+
+def test_a_program_around_the_broker_may_have_a_cookie_of_that_name() -> None:
+    async def main() -> None:
+        def authenticate(request: HTTPServerRequest) -> Principal | None:
+            return PRINCIPALS[WORKER] if "login=its-own" in request.headers.get("Cookie", "") else None
+
+        broker = await embedded(settings=rt_config(rtcloud={"endpoints": {"wsLab": "lab"}}), authenticate=authenticate)
+        async with hosting(broker=broker) as host:
+            await host.peer("/broker/wsLab", None, headers={"Cookie": "login=its-own"})
+            await until(lambda: "lab" in broker.router.registry.by_name, "it serves")
+            with pytest.raises(InvalidStatus) as refused:
+                own = {"Cookie": "login=another", "Origin": f"http://127.0.0.1:{host.port}"}
+                await host.peer("/broker/wsLab", None, headers=own)
+            assert refused.value.response.status_code == 401
 
     run(main)
 
