@@ -427,8 +427,10 @@ class Broker(Embedding):
         They may come back within their grace if their principal has another valid one, as after a change of password;
         else they end now, those without a link too, with all that is kept for them.
         """
-        for session in [each for each in self.router.sessions.by_id.values() if is_meant(each)]:
-            if not self.authenticator.knows(session.principal):
+        meant = [session for session in self.router.sessions.by_id.values() if is_meant(session)]
+        known = {name: self.authenticator.knows(name) for name in {session.principal for session in meant}}
+        for session in meant:
+            if not known[session.principal]:
                 self.router.attaching.expel(session, reason, self.engine.now())
             elif session.link is not None:
                 session.link.close(UNAUTHORISED.code, reason)

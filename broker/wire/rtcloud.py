@@ -250,7 +250,9 @@ class RtCloud:
         """The request for a call nobody waits for; its answer is one that comes too late. Raises Unfit."""
         call_id = self._ids.open()
         self._ids.close(call_id)
-        return encode_request(notify.method, notify.body, call_id)
+        pieces = encode_request(notify.method, notify.body, call_id)
+        self._expect_no_more(call_id)
+        return pieces
 
     def decode(self, text: bytes) -> Decoded:
         """One message: an event, or the result that goes on with it; None for a part that came before.
@@ -306,8 +308,8 @@ class RtCloud:
         """Pages may leave the id out. Then it is the one call that is open, if no other can be meant."""
         if len(self._attempts) == 1 and not self._given_up:
             return next(iter(self._attempts.values()))
-        if not self._attempts and len(self._given_up) == 1:
-            self._given_up.clear()
+        if not self._attempts and self._given_up:
+            del self._given_up[next(iter(self._given_up))]  # some one of them has been answered now
         return Stray(self.session, nameless=True)
 
     def _failed(self, attempt: AttemptId, reply: Reply) -> Answered | BadReply:
@@ -326,9 +328,13 @@ class RtCloud:
         """Nobody waits for this call any more; the daemon is not told, as its dialect has no words for that."""
         call_id = self.forget(attempt)
         if call_id is not None:
-            self._given_up[call_id] = None
-            if len(self._given_up) > GIVEN_UP_MAX:
-                del self._given_up[next(iter(self._given_up))]
+            self._expect_no_more(call_id)
+
+    def _expect_no_more(self, call_id: int) -> None:
+        """Its answer may still come, and is nobody's."""
+        self._given_up[call_id] = None
+        if len(self._given_up) > GIVEN_UP_MAX:
+            del self._given_up[next(iter(self._given_up))]
 
     def forget(self, attempt: AttemptId) -> int | None:
         """A call has ended; its id, None if there is no such call."""

@@ -275,6 +275,21 @@ def test_an_answer_without_an_id_counts_only_where_one_call_can_be_meant() -> No
     assert isinstance(end.take(message), Stray)  # this was it
     end.call(3)
     assert end.take(message).attempt == 3
+    for attempt in (4, 5):
+        end.call(attempt)
+        end.codec.give_up(attempt)
+    for _ in range(2):
+        assert isinstance(end.take(message), Stray)  # both have been answered, if late
+    end.call(6)
+    assert end.take(message).attempt == 6
+
+
+def test_an_answer_without_an_id_to_a_notification_is_not_taken_for_another() -> None:
+    message = {"status": 200, "dataSerialization": "json", "data": "MQ=="}
+    end = End()
+    end.codec.encode_notify(Notify("data", "C.tell", Body(b"[]"), end.codec.session))
+    end.call(1)
+    assert isinstance(end.take(message), Stray) and end.codec.open_count == 1
 
 
 def test_the_error_of_a_daemon_is_cut_and_cleaned() -> None:

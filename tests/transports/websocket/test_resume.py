@@ -461,3 +461,27 @@ def test_a_revoked_token_ends_sessions_that_are_away_at_once(successor: bool, tm
                 await until(lambda: not len(world.broker.router.sessions), "both sessions have ended")
 
     run(main)
+
+
+def test_one_who_never_acknowledges_does_not_take_the_memory_of_all() -> None:
+    async def main() -> None:
+        limits = {"memory_soft_bytes": 4 << 20, "memory_hard_bytes": 8 << 20, "kept_max_bytes": 1 << 20}
+        async with serving(config(limits=limits)) as world:
+            worker = await world.worker()
+            for number in range(8):
+                hoard = Life(world, "/ws/lab?grace=30&listen=0")
+                await hoard.attach()
+                for each in range(2):
+                    await hoard.peer.send({"jsonrpc": "2.0", "id": each, "method": "m"})
+                    await worker.answer(await worker.taken(), result="x" * 400_000)
+                    await hoard.read()
+                if number % 2:
+                    hoard.cut()
+            caller = await world.peer("/ws/lab", CALLER)
+            await caller.ask("m")
+            await worker.serve_one()
+            assert (await caller.reply(1))["result"] == "done", "not overloaded"
+            assert world.broker.router.state.budget.used <= 1.1 * (1 << 20)
+            assert await world.metric("broker_over_share_total", of="messages") > 0
+
+    run(main)
