@@ -363,8 +363,9 @@ def _text_of(raw: msgspec.Raw) -> str:
 
 def clean(text: str) -> str:
     """A daemon's error as one line of printable text, cut."""
-    line = _UNPRINTABLE.sub(" ", text).strip()
-    return line if len(line) <= ERROR_MAX else line[:ERROR_MAX] + "…"
+    start = text[: 4 * ERROR_MAX]  # no more is looked at: 14 MB of control characters take 0.3 s
+    line = _UNPRINTABLE.sub(" ", start).strip()
+    return line[:ERROR_MAX] + "…" if len(line) > ERROR_MAX or len(text) > len(start) else line
 
 
 def error_reply(session: Session, attempt: AttemptId, code: int, message: str, status: int | None = None) -> Answered:

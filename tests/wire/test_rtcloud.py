@@ -310,6 +310,12 @@ def test_errors_of_any_shape_end_their_call(error: object, text: str) -> None:
     assert json.loads(bytes(event.body.raw))["message"].replace(" ", "") == text.replace(" ", "")
 
 
+def test_of_a_very_long_error_only_the_beginning_is_looked_at() -> None:
+    text = clean("\x01a" * 2_000_000)
+    assert len(text) == 1001 and text.endswith("…")
+    assert clean("\x01" * 5000) == "…" and clean("\x01" * 4000) == ""
+
+
 def test_a_notification_is_a_call_whose_answer_comes_too_late() -> None:
     end = End()
     text = b"".join(end.codec.encode_notify(Notify("data", "C.a", Body(b"[1]"), end.codec.session)))
