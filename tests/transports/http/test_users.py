@@ -323,9 +323,34 @@ def test_who_is_removed_or_changed_is_signed_out_with_all_links(users: UserStore
     run(main)
 
 
+@pytest.mark.parametrize("change", ["remove", "disable", "password"])
+def test_sessions_that_are_away_end_with_the_user_and_outlive_a_password(users: UserStore, change: str) -> None:
+    async def main() -> None:
+        async with serving(users=users) as world:
+            session, sessions = session_of(world, await log_in(world)), world.broker.router.sessions
+            peers = [await world.peer("/ws?grace=300", None, headers=session, origin=None) for _ in range(2)]
+            await peers[0].read()
+            peers[0].socket.transport.abort()
+            await until(lambda: sessions.suspended == 1, "one is away")
+            if change == "password":
+                users.set_password("carol", "quite another one")
+            else:
+                users.remove("carol") if change == "remove" else users.set_disabled("carol", True)
+            await peers[1].read()
+            assert (await peers[1].closed())[0] == 4401
+            if change == "password":
+                await until(lambda: sessions.suspended == 2, "with the new one both may come back")
+            else:
+                await until(lambda: not len(sessions), "nothing is left of either")
+                assert not world.broker.router.state.budget.used
+
+    run(main)
+
+
 def test_links_of_a_sign_in_that_gave_way_to_newer_ones_end_as_well(users: UserStore) -> None:
     async def main() -> None:
         async with serving(users=users) as world:
+            world.broker.logins._per_principal_max = 100
             session = session_of(world, await log_in(world))
             peer = await world.peer("/ws", None, headers=session, origin=None)
             async with wire(world) as connection:
