@@ -22,8 +22,6 @@ from broker.core.sessions import Session
 from broker.core.streams import FIRST_CREDIT
 from broker.wire.attachments import pack
 
-FRAME_MAX_BYTES = 14 << 20
-"""the largest message a daemon sends: 10 MiB in base64, and what is around it"""
 WINDOW_PARTS = 16
 """how far a part may be ahead of the one that is due"""
 ERROR_MAX = 1000

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from broker.auth.hashing import THREADS
 from broker.auth.users import UserStore
 from tests.auth.helpers import cheap_passwords
 from tests.transports.http.harness import Answer, ask, wire, written
@@ -377,6 +378,22 @@ def test_a_file_that_breaks_while_running_keeps_the_old(users: UserStore, caplog
             users.path.chmod(0o644)
             assert (await log_in(world)).status == 200
             assert (await whoami(world, session)).status == 200
+
+    run(main)
+
+
+def test_when_too_many_wait_the_next_is_told_to_come_back(users: UserStore) -> None:
+    async def main() -> None:
+        async with serving(users=users) as world:
+            assert world.broker.sign_in is not None
+            hashing = world.broker.sign_in.hashing
+            hashing._running, hashing._waiting_max = THREADS, 0
+            answer = await log_in(world)
+            assert answer.status == 503 and int(answer.headers["retry-after"]) > 0
+            assert await world.metric("broker_door_total", result="busy") == 1
+            assert world.broker.authenticator.counters.wrong == 0
+            hashing._running = 0
+            assert (await log_in(world)).status == 200
 
     run(main)
 
