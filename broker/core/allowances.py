@@ -28,9 +28,8 @@ class Allowance:
         self.sessions = 0
         """sessions with grace, with a link and without"""
         self.away: OrderedDict[Session, None] = OrderedDict()
-        self._waiting: OrderedDict[Kept, None] = (
-            OrderedDict()
-        )  # of those away, the ones for which something may be kept
+        # Of those away, the ones for which something may be kept:
+        self._waiting: OrderedDict[Kept, None] = OrderedDict()
 
     def leave(self, session: Session) -> None:
         """A session has no link now."""
@@ -58,8 +57,10 @@ class Allowance:
             if len(victim):
                 victim.cut_one()
                 self._counters.over_share["messages"] += 1
+            elif self._waiting:
+                self._waiting.popitem(last=False)
             else:
-                del self._waiting[victim]
+                return  # others have it, who came when the bound was higher
 
 
 class Allowances:

@@ -187,6 +187,19 @@ def test_without_anybody_away_the_share_is_a_bound_of_who_asks() -> None:
     world.router.check()
 
 
+def test_a_bound_that_was_lowered_does_not_break_who_comes_later() -> None:
+    world = World(Limits(memory_soft_bytes=40_000, principal_share=0.5, kept_max_bytes=8000))
+    before = with_grace(world)
+    for _ in range(8):
+        keep(before, 1000)
+    lower = Limits(memory_soft_bytes=40_000, principal_share=0.1, kept_max_bytes=8000)
+    world.router.reconfigure(lower, {}, world.now)
+    later = with_grace(world)
+    keep(later, 1000)
+    assert len(before.kept or ()) == 8 and later.kept is not None and len(later.kept) == 0 and later.kept.lost == 1
+    world.router.check()
+
+
 def test_a_principal_with_too_many_sessions_away_loses_the_longest_away() -> None:
     world = World(Limits(sessions_max=12, principal_share=0.25))
     many = [away(world, "greedy") for _ in range(5)]
