@@ -68,10 +68,13 @@ class Gate:
 
     def authenticate(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal:
         """Who is asking, judged by Host and Origin first. Raises Refused, and what the program's function raises."""
-        return self.vouched_for(request, facts) or self.authenticator.authenticate(facts, self.cookie)
+        principal = self.ask_program(request, facts)
+        return self.authenticator.authenticate(facts, self.cookie) if principal is None else principal
 
-    def vouched_for(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal | None:
-        """Whom the program around the broker says it is, if it says so. Raises as `authenticate`."""
+    def ask_program(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal | None:
+        """Whom the program around the broker takes the sender for, judged by Host and Origin first; None if it does not
+        say. Raises Refused, and what the program's function raises.
+        """
         if self._authenticate is None:
             return None
         self.authenticator.check_door(facts)
@@ -161,14 +164,10 @@ class Door(RequestHandler):
 
     def authenticate(self) -> Principal:
         """Who is asking. Raises Refused."""
-        principal = self.judge()
+        principal = self.gate.authenticate(self.request, self.facts)
         if self.gate.acceptor is not None:
             self.gate.acceptor.authenticated(self.stream)
         return principal
-
-    def judge(self) -> Principal:
-        """What `authenticate` finds, for subclasses with credentials of their own. Raises Refused."""
-        return self.gate.authenticate(self.request, self.facts)
 
     def answer(self, value: object, status: int = 200) -> None:
         """Answer with JSON."""

@@ -67,16 +67,20 @@ class RtCloudHandler(Door):
         else:
             self._attach(link, principal, endpoint)
 
-    def judge(self) -> Principal:
-        """Who is asking: whom the program around the broker knows, then by the cookie `login` (which may be that
-        program's own), else as on all other paths. Raises Refused.
+    def authenticate(self) -> Principal:
+        """Who is asking: by the program's own authentication, by the cookie `login`, else as on all other paths.
+
+        The program comes first, as its own login, too, may set a cookie of that name: rt-cloud's does. Raises Refused.
         """
         values = cookie_values(self.facts, COOKIE)
         if not values:
-            return super().judge()
-        vouched_for = self.gate.vouched_for(self.request, self.facts)
-        if vouched_for is not None:
-            return vouched_for
+            return super().authenticate()
+        principal = self.gate.ask_program(self.request, self.facts) or self._by_cookie(values)
+        if self.gate.acceptor is not None:
+            self.gate.acceptor.authenticated(self.stream)
+        return principal
+
+    def _by_cookie(self, values: tuple[str, ...]) -> Principal:
         authenticator = self.gate.authenticator
         authenticator.check_door(self.facts)
         if len(values) > 1:

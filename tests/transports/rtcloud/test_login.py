@@ -7,15 +7,15 @@ from urllib.parse import urlencode
 
 import pytest
 from tornado.httputil import HTTPServerRequest
+from tornado.web import create_signed_value, decode_signed_value
 from websockets.exceptions import InvalidStatus
 
+from broker import Grant, Principal, Role
 from broker.auth.daemon_sign_in import is_here
 from broker.auth.facts import RequestFacts
 from broker.auth.signed_cookie import Signer
 from broker.auth.users import UserStore
-from broker.core.access import Principal
 from tests.auth.helpers import cheap_passwords
-from tests.node.hosting import embedded, hosting
 from tests.transports.http.harness import Answer, ask
 from tests.transports.rtcloud.daemon import Daemon, LoginFailed, log_in
 from tests.transports.rtcloud.harness import hand, rt_config, rt_serving
@@ -401,23 +401,6 @@ def test_routes_stand_under_a_prefix() -> None:
     run(main)
 
 
-def test_a_program_around_the_broker_may_have_a_cookie_of_that_name() -> None:
-    async def main() -> None:
-        def authenticate(request: HTTPServerRequest) -> Principal | None:
-            return PRINCIPALS[WORKER] if "login=its-own" in request.headers.get("Cookie", "") else None
-
-        broker = await embedded(settings=rt_config(rtcloud={"endpoints": {"wsLab": "lab"}}), authenticate=authenticate)
-        async with hosting(broker=broker) as host:
-            await host.peer("/broker/wsLab", None, headers={"Cookie": "login=its-own"})
-            await until(lambda: "lab" in broker.router.registry.by_name, "it serves")
-            with pytest.raises(InvalidStatus) as refused:
-                own = {"Cookie": "login=another", "Origin": f"http://127.0.0.1:{host.port}"}
-                await host.peer("/broker/wsLab", None, headers=own)
-            assert refused.value.response.status_code == 401
-
-    run(main)
-
-
 def test_no_room_is_refused_before_the_upgrade() -> None:
     async def main() -> None:
         async with rt_serving(rt_config(limits={"sessions_max": 1})) as world:
@@ -438,3 +421,34 @@ def test_signatures_are_of_one_name_one_value_and_one_key() -> None:
     assert other.read("login", text) is None
     for wrong in ("", ".", "a.b", text[:-1], text + "x", "x" + text, text.replace("a", "ä"), "x" * 5000):
         assert signer.read("login", wrong) is None
+
+
+def test_a_program_with_a_login_of_its_own_lets_daemons_in_by_its_own_cookie() -> None:
+    async def main() -> None:
+        asked: list[str] = []
+
+        def authenticate(request: HTTPServerRequest) -> Principal | None:
+            asked.append(request.path)
+            name = decode_signed_value("secret", "login", request.cookies["login"].value)
+            return Principal(name.decode(), (Grant(Role.WORKER, ("data",)),)) if name else None
+
+        async with rt_serving(authenticate=authenticate) as world:
+            theirs = create_signed_value("secret", "login", "scanner").decode()
+            async with hand(world, cookie=theirs):
+                await until(lambda: "data" in world.broker.router.registry.by_name, "it serves")
+                (session,) = world.broker.router.sessions.by_id.values()
+                assert session.principal == "scanner"
+            with pytest.raises(InvalidStatus) as refused:
+                async with hand(world, "/wsSubject", cookie=theirs):
+                    pass
+            assert refused.value.response.status_code == 403
+            asked.clear()
+            async with hand(world):  # the test login's own, which the program does not know
+                assert asked.count("/wsData") == 1, "asked once"
+            wrong = create_signed_value("another secret", "login", "scanner").decode()
+            with pytest.raises(InvalidStatus) as refused:
+                async with hand(world, cookie=wrong):
+                    pass
+            assert refused.value.response.status_code == 401
+
+    run(main)
