@@ -39,6 +39,7 @@ from broker.core.access import Principal
 from broker.core.errors import DRAINED, UNAUTHORISED
 from broker.core.events import Drain
 from broker.core.router import Router
+from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
@@ -446,9 +447,7 @@ class Broker(Embedding):
         gone = self._tokens.refresh()
         if gone:
             self.logins.close_all_of(gone)
-            for session in list(self.router.sessions.by_id.values()):
-                if session.token_id in gone and session.link is not None:
-                    session.link.close(UNAUTHORISED.code, "the token was revoked")
+            self._send_away(lambda session: session.token_id in gone, "the token was revoked")
 
     def _look_at_users(self, _: float) -> None:
         """End the sign-ins of users who were removed or changed, and what was opened with them."""
@@ -458,8 +457,24 @@ class Broker(Embedding):
             return
         self.logins.close_all_of(gone)
         names = {user_id.rpartition(":")[0] for user_id in gone}
-        for session in list(self.router.sessions.by_id.values()):
+
+        def is_meant(session: Session) -> bool:
             # By the name: a sign-in that gave way to newer ones is no longer among the logins, its links live on.
-            ended = session.login_id and session.principal in names and not self.logins.is_open(session.login_id)
-            if ended and session.link is not None:
-                session.link.close(UNAUTHORISED.code, "the user was removed or changed")
+            return bool(session.login_id) and session.principal in names and not self.logins.is_open(session.login_id)
+
+        self._send_away(is_meant, "the user was removed or changed")
+
+    def _send_away(self, is_meant: Callable[[Session], bool], reason: str) -> None:
+        """Close the links of sessions whose credential has ended.
+
+        They may come back within their grace if their principal has another valid one, as after a change of password;
+        else they end now, those without a link too, with all that is kept for them.
+        """
+        meant = [session for session in self.router.sessions.by_id.values() if is_meant(session)]
+        known = {name: self.authenticator.knows(name) for name in {session.principal for session in meant}}
+        for session in meant:
+            if not known[session.principal]:
+                self.router.attaching.expel(session, reason, self.engine.now())
+            elif session.link is not None:
+                session.link.close(UNAUTHORISED.code, reason)
+        self.engine.perform()

@@ -163,7 +163,24 @@ def test_addresses_are_learned_once() -> None:
     assert len(rules._bound) == 2
 
 
-# ── the program's own authentication ──
+# ── the program's own settings, and its own authentication ──
+
+
+def test_an_application_that_wants_xsrf_cookies_does_not_get_in_the_way() -> None:
+    async def main() -> None:
+        broker = await embedded()
+        broker.endpoint("lab", lambda peer, method, params: peer.principal)
+        async with hosting({"xsrf_cookies": True}, broker=broker) as host:
+            called = await host.http("/broker/call/lab/m", ADMIN, method="POST", body="")
+            assert called.code == 200 and json.loads(called.body) == "admin"
+            for path in ASKING_POST:
+                assert (await host.http(f"/broker{path}", method="POST", body="{}")).code == 401, path
+            signed_in = await host.http("/broker/login", method="POST", body=json.dumps({"token": ADMIN}))
+            assert signed_in.code == 200
+            other = {"Origin": "http://evil.example"}
+            assert (await host.http("/broker/call/lab/m", ADMIN, method="POST", body="", headers=other)).code == 403
+
+    run(main)
 
 
 def anybody(name: str = "prof") -> Principal:
