@@ -253,6 +253,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keys_kept_s: Annotated[
         float, Meta(ge=0, le=7 * DAY_S, description="Seconds for which a finished reply is kept for repeats.")
     ] = 600
+    principal_share: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=1,
+            description="Part of the memory, the sessions and the kept replies that what is kept for one principal "
+            "may take.",
+        ),
+    ] = 0.25
     memory_soft_bytes: Annotated[
         int,
         Meta(

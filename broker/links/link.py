@@ -80,8 +80,15 @@ class Writer:
             self._loop.call_soon(self._flush)
         else:
             self._scheduled = False
-        for link in links:
-            link.flush()
+        flushed = 0
+        try:
+            for link in links:
+                flushed += 1
+                link.flush()
+        finally:
+            for link in links[flushed:]:  # an exception that ends programs came through; this one may go on
+                link.dirty = False
+                self.mark(link)
 
 
 class Link(LinkEnd):

@@ -604,6 +604,29 @@ def test_the_oldest_goes_first(bound: str) -> None:
     nothing_left(world)
 
 
+@pytest.mark.parametrize("bound", ["number", "bytes"])
+def test_who_has_more_than_a_share_pays_when_the_room_is_needed(bound: str) -> None:
+    limits = Limits(keys_kept_max=8) if bound == "number" else Limits(keys_kept_max_bytes=8 * (ENTRY_BYTES + 1))
+    world = World(limits)
+    world.worker()
+    modest, greedy = world.caller(principal="modest"), world.caller(principal="greedy")
+    keep(world, modest, "a")
+    keep(world, modest, "b")
+    for key in "cdefgh":
+        keep(world, greedy, key)
+    assert kept(world) == list("abcdefgh"), "there was room"
+    for key in "ijklmnop":
+        keep(world, greedy, key)
+    assert kept(world) == list("abklmnop")
+    assert world.router.counters.over_share["replies"] == 8
+    keep(world, modest, "a")
+    assert world.router.counters.keys_repeated == 1
+    world.router.check()
+    world.now += 10_000
+    world.tick()
+    nothing_left(world)
+
+
 def test_one_reply_larger_than_all_is_not_kept() -> None:
     world = World(Limits(keys_kept_max_bytes=2000))
     world.worker()

@@ -27,7 +27,7 @@ from broker.wire.rtcloud import INVALID_PARAMS, NoReply, Result, RtCloud, Unfit,
 SLICES_PER_TURN = 4
 """slices of work on results, some 256 KiB each, before the loop has its turn: 5 ms with MD5, CRC-32 and unpacking"""
 INLINE_BYTES = 256 << 10
-"""results up to this size are dealt with at once"""
+"""results up to this size are begun at once, which is the end of them unless they were packed"""
 HELD_SOFT_BYTES = 16 << 20
 """parts held for one daemon above which nothing more is read from it, as far as that does no harm"""
 HELD_MAX_BYTES = 64 << 20
@@ -86,13 +86,18 @@ class RtCloudPeer:
             return
         if isinstance(decoded, Result):
             if decoded.held_bytes <= INLINE_BYTES:
-                results = self._codec.results
-                while decoded.is_ready and results.get(decoded.attempt) is decoded:
-                    self._step(decoded)
+                self._finish_at_once(decoded)
             self._go_on()
         elif decoded is not None:
             self._answer(decoded)
             self._go_on()
+
+    def _finish_at_once(self, result: Result) -> None:
+        """As far as a turn's work goes: what is small may have been packed, and be large."""
+        for _ in range(SLICES_PER_TURN):
+            if not result.is_ready or self._codec.results.get(result.attempt) is not result:
+                break
+            self._step(result)
 
     def congested(self, congested: bool) -> None:
         """The outbox rose above its soft bound, or fell again."""
