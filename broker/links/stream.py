@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
+from broker.links.end import GONE, OPEN
 from broker.links.limits import LinkLimits
-from broker.links.link import GONE, OPEN, Link
+from broker.links.link import Link
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
