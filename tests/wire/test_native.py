@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker._version import core
 from broker.core.errors import ENDED_OK, WORKER_ERROR, Outcome
 from broker.core.events import Answered, Asked
 from broker.core.messages import DEFAULT_OPTIONS, Body, Call, CancelAttempt, End, Message, Options, ReplyMeta, Timing
 from broker.core.pending import Attempt, Request
 from broker.core.sessions import Session
+from broker.links.compiled import core
 from broker.links.loop import LoopLinks
 from broker.links.socket import SocketLink
 from broker.wire import native
