@@ -91,6 +91,8 @@ class Collector:
         yield CounterMetricFamily("broker_displaced", text, value=counters.displaced)
         text = "Requests that waited when a newer one of their kind came."
         yield CounterMetricFamily("broker_superseded", text, value=counters.superseded)
+        text = "Errors of workers for a class they never answered well; they are passed over for it a while."
+        yield CounterMetricFamily("broker_doubts", text, value=counters.doubts)
         buckets, total = [], 0
         for power, count in enumerate(counters.latency):
             total += count

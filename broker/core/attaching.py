@@ -7,6 +7,7 @@ from typing import cast
 from broker.core import errors
 from broker.core.access import Role
 from broker.core.broadcasts import Broadcasts
+from broker.core.classes import Doubt
 from broker.core.events import (
     Acked,
     Attached,
@@ -79,7 +80,7 @@ class Attaching:
         if event.listen:
             unnamed_topic(endpoint).subscribe(session)
         if event.role == Role.WORKER:
-            self.serve(session, endpoint, None, session.capacity, event.info, now)
+            self.serve(session, endpoint, event.methods, session.capacity, event.info, now)
         else:
             self.broadcasts.announce(endpoint, "attached", session, now)
 
@@ -188,8 +189,13 @@ class Attaching:
             self.effects.append(PauseReading(session))
 
     def expire(self, now: float, limit: int) -> None:
-        """Turn away at most `limit` sessions whose credential has expired; forget those whose grace is over."""
+        """Turn away at most `limit` sessions whose credential has expired; forget those whose grace is over, and what
+        was held against a worker.
+        """
         for session in self.sessions.expiry.take_due(now, limit):
+            if isinstance(session, Doubt):
+                session.end()
+                continue
             if session.lost_link is not None:
                 self._gone(session.lost_link, now)
                 continue

@@ -13,7 +13,7 @@ class Counters:
 
     __slots__ = (
         "accepted", "acks_ignored", "attached", "attempts", "broadcasts", "broadcasts_refused", "cancels", "copies",
-        "copies_dropped", "detached", "displaced", "ended", "foreign_replies", "keys_joined", "keys_repeated",
+        "copies_dropped", "detached", "displaced", "doubts", "ended", "foreign_replies", "keys_joined", "keys_repeated",
         "late_replies", "latency", "latency_sum_s", "malformed", "nameless_replies", "notifications",
         "notifications_dropped", "overloaded", "part_bytes_down", "part_bytes_up", "parts_down", "parts_dropped",
         "parts_up", "progress", "progress_dropped", "replays", "resumed", "retries", "streams_broken", "strikes",
@@ -28,6 +28,7 @@ class Counters:
         self.latency_sum_s = 0.0
         self.displaced = 0
         self.superseded = 0
+        self.doubts = 0
         self.attempts = 0
         self.retries = 0
         self.cancels = 0

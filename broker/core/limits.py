@@ -50,6 +50,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """payloads and outboxes held in all, above which new requests are refused → overloaded, bound `memory`"""
     memory_hard_bytes: int = 1536 * 1024 * 1024
     """the same, above which broadcasts are dropped"""
+    pass_over_s: float = 60.0
+    """how long a worker is passed over for a class it answered with an error, while another has it; 0: not at all"""
     strikes_max: int = 3
     """malformed messages within `strike_memory_s` before the link is closed with 4400"""
     strike_memory_s: float = 60.0

@@ -134,6 +134,8 @@ class State:
 def _check_endpoint(endpoint: Endpoint) -> None:
     registrations = endpoint.registrations.values()
     assert len(endpoint.free) == sum(r.free for r in registrations)
+    if endpoint.classes is not None:
+        endpoint.classes.check(registrations)
     assert endpoint.listeners == sum(len(topic.subscribers) for topic in endpoint.topics.values())
     for registration in (*registrations, *endpoint.leaving.values()):
         attempts = [a for a in registration.session.attempts.values() if a.registration is registration]

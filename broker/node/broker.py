@@ -36,6 +36,7 @@ from broker.auth.users import UserStore
 from broker.config.certificates import server_context
 from broker.config.model import Config
 from broker.core.access import Principal
+from broker.core.classes import ClassesOf
 from broker.core.errors import DRAINED, UNAUTHORISED
 from broker.core.events import Drain
 from broker.core.router import Router
@@ -284,7 +285,12 @@ class Broker(Embedding):
         if self.daemons is None:
             return []
         endpoints = self.config.rtcloud.endpoints
-        arguments = listening | {"daemons": self.daemons, "ids": self.call_ids, "endpoints": endpoints}
+        classes = {
+            path: ClassesOf(f"{name}.*" for name in names) for path, names in self.config.rtcloud.classes.items()
+        }
+        arguments = listening | {
+            "daemons": self.daemons, "ids": self.call_ids, "endpoints": endpoints, "classes": classes,
+        }  # fmt: skip
         return [URLSpec(rf"{prefix}/({'|'.join(map(re.escape, endpoints))})", RtCloudHandler, arguments)]
 
     async def drain(self, timeout_s: float) -> bool:

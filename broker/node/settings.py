@@ -37,6 +37,7 @@ def core_limits(config: Config) -> Limits:
         keys_kept_s=limits.keys_kept_s,
         memory_soft_bytes=limits.memory_soft_bytes,
         memory_hard_bytes=limits.memory_hard_bytes,
+        pass_over_s=config.rtcloud.pass_over_s,
         strikes_max=limits.strikes_max,
         start_grace_s=limits.start_grace_s,
     )

@@ -148,7 +148,7 @@ def parse_address(text: str) -> Address:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ConnectionFileError(f"this is no tcp://ip:port/key: {error}") from None
-    if not host or not port or parts.username or parts.query or parts.fragment:
+    if not host or not port or not _HOST.fullmatch(host) or parts.username or parts.query or parts.fragment:
         raise ConnectionFileError("an address over TCP has to be tcp://ip:port or tcp://ip:port/key")
     host = f"[{host}]" if ":" in host else host
     return Address(f"tcp://{host}:{port}", unquote(parts.path[1:]) if len(parts.path) > 1 else None)

@@ -33,6 +33,7 @@ from broker.core.events import (
     Attached,
     BadReply,
     Cancel,
+    ClassAnswered,
     CloseLink,
     Congested,
     CreditGranted,
@@ -392,7 +393,11 @@ class Simulator:
 
     def arrive(self, peer: Peer, event: Callable[[Session], Event], line: str) -> None:
         if peer in self.peers and peer.session is not None:
-            self.feed(event(peer.session), line)
+            said = event(peer.session)
+            if isinstance(said, Answered) and peer.id % 3 == 0:  # of some dialects the answers tell what a worker has
+                learned = ClassAnswered(said.session, said.attempt, said.error is None)
+                self.feed(learned, f"{peer.kind}{peer.id} tells of its class")
+            self.feed(said, line)
 
     # ------------------------------------------------------------ workers
 

@@ -6,7 +6,17 @@ import asyncio
 
 import msgspec
 
-from broker.core.events import Congested, Detached, Malformed, Overrun, PartSent
+from broker.core.events import (
+    Answered,
+    BadReply,
+    ClassAnswered,
+    Congested,
+    Detached,
+    Malformed,
+    Overrun,
+    PartSent,
+    Stray,
+)
 from broker.core.ids import AttemptId
 from broker.core.kept import NEVER_WRITTEN
 from broker.core.messages import Call, CancelAttempt, Credit, Message, Notify
@@ -83,7 +93,7 @@ class RtCloudPeer:
                     self._step(decoded)
             self._go_on()
         elif decoded is not None:
-            self._engine.feed(decoded)
+            self._answer(decoded)
             self._go_on()
 
     def congested(self, congested: bool) -> None:
@@ -138,6 +148,12 @@ class RtCloudPeer:
             return
         if not isinstance(event, PartSent):
             self._codec.forget(event.attempt)
+        self._answer(event)
+
+    def _answer(self, event: Answered | BadReply | PartSent | Stray) -> None:
+        """Pass it on; the end of a call says besides whether the daemon has the class, as far as anything does."""
+        if isinstance(event, Answered):
+            self._engine.feed(ClassAnswered(event.session, event.attempt, event.error is None))
         self._engine.feed(event)
 
     def _count(self) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import secrets
-import time
 
+from broker.auth.admission import credential_of, turn_away
 from broker.auth.facts import Refused
 from broker.config.model import Limits
 from broker.core.access import Principal, Role, roles_at
-from broker.core.errors import ENDPOINT_CLOSED, NORMAL, REPLACED, Close
+from broker.core.errors import ENDPOINT_CLOSED, NORMAL, REPLACED
 from broker.core.events import Attached, Detached, Resumed
 from broker.core.kept import NEVER_WRITTEN
-from broker.core.router import Router
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
-from broker.links.link import Nobody
 from broker.links.pair import AnyLink
 from broker.transports.websocket.peer import WebSocketPeer
 from broker.transports.websocket.query import Attachment
@@ -25,20 +23,6 @@ def check_role(principal: Principal, endpoint: str, role: Role) -> None:
     """Raises Refused 403 if the principal may not be attached so."""
     if endpoint and not roles_at(principal.grants, endpoint) & role:
         raise Refused(403, f"{principal.name} may not be {(role.name or '').lower()} at {endpoint}")
-
-
-def check_room(router: Router, limits: Limits) -> None:
-    """Raises Refused 503 if there is no room for one more session, or the broker leaves."""
-    if router.draining:
-        raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
-    if len(router.sessions) >= limits.sessions_max:
-        raise Refused(503, f"{limits.sessions_max} sessions are connected", (("Retry-After", "5"),))
-
-
-def turn_away(link: AnyLink, close: Close, reason: str) -> None:
-    """Say why and end. Without a start the other side's part of the close handshake would not be read."""
-    link.start(Nobody())
-    link.close(close.code, reason)
 
 
 def attach(
@@ -65,19 +49,13 @@ def attach(
         lsp=attachment.lsp,
     )
     peer = WebSocketPeer(engine, link, codec, limits.message_max_bytes, limits.batch_max)
-    expires_at = None
-    if principal.expires_at is not None:
-        expires_at = engine.now() + principal.expires_at - time.time()
     if resumed is not None:
         engine.feed(
             Resumed(
                 session=resumed,
                 link=peer,
                 received=attachment.received,
-                grants=principal.grants,
-                expires_at=expires_at,
-                token_id=principal.token_id,
-                login_id=principal.login_id,
+                **credential_of(engine, principal),
                 remote=link.remote,
             )
         )
@@ -87,16 +65,13 @@ def attach(
         session=session_id,
         link=peer,
         principal=principal.name,
-        grants=principal.grants,
+        **credential_of(engine, principal),
         role=attachment.role,
         endpoint=endpoint or None,
         listen=attachment.hears,
         capacity=attachment.capacity,
         grace_s=attachment.grace_s,
         secret=secrets.token_urlsafe(18) if attachment.grace_s else "",
-        expires_at=expires_at,
-        token_id=principal.token_id,
-        login_id=principal.login_id,
         remote=link.remote,
         dialect=dialect,
     )

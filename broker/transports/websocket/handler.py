@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from broker.auth.door import Door
+from broker.auth.admission import Admission
 from broker.auth.facts import Refused
-from broker.config.model import Limits
 from broker.core.errors import DRAINED, UNAUTHORISED
-from broker.engine.engine import Engine
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
 from broker.links.loop import LoopLinks
 from broker.links.take import take
-from broker.transports.websocket.attach import attach, check_role, check_room, turn_away
+from broker.transports.websocket.attach import attach, check_role
 from broker.transports.websocket.query import read_attachment
 from broker.transports.websocket.resume import find_session
 
 
-class WebSocketHandler(Door):
+class WebSocketHandler(Admission):
     """`/ws` and `/ws/{endpoint}`. The order of refusal: request, Host, Origin, credential, query, role, bounds."""
 
-    engine: Engine
     links: LoopLinks
-    limits: Callable[[], Limits]
-    """the bounds as they are now: a reload changes them"""
 
     async def get(self, endpoint: str = "") -> None:
         """Attach a peer, or refuse it with 400, 401, 403, 405, 421, 426 or 503."""
@@ -38,7 +31,7 @@ class WebSocketHandler(Door):
             self.facts.remote,
         )  # fmt: skip
         if resumed is None:
-            check_room(self.engine.router, self.limits())
+            self.check_room()
         stream = self.detach()
         response = switching_protocols(upgrade.key, choose_subprotocol(upgrade.subprotocols))
         try:
@@ -46,8 +39,8 @@ class WebSocketHandler(Door):
         except OSError:
             return  # gone before it was attached, or no file descriptor was left: the stream is closed already
         if self.engine.router.draining:
-            turn_away(link, DRAINED, "the broker is shutting down")
+            self.turn_away(link, DRAINED, "the broker is shutting down")
         elif not self.gate.authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
-            turn_away(link, UNAUTHORISED, "the credential has ended")
+            self.turn_away(link, UNAUTHORISED, "the credential has ended")
         else:
             attach(self.engine, link, principal, endpoint, attachment, resumed, self.limits())
