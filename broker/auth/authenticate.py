@@ -196,13 +196,17 @@ class Authenticator:
         return principal
 
     def authenticate_curve(self, public_key: bytes) -> Principal | None:
-        """Who holds the secret half of a CURVE key (Z85), as ZeroMQ's handshake has shown; None for nobody known."""
-        principal = self.tokens.lookup(curve_digest(public_key)) if self.tokens is not None else None
+        """As `holder_of_curve`, for a peer that comes in: counted."""
+        principal = self.holder_of_curve(public_key)
         if principal is None:
             self.counters.wrong += 1
         else:
             self.counters.admitted += 1
         return principal
+
+    def holder_of_curve(self, public_key: bytes) -> Principal | None:
+        """Who holds the secret half of a CURVE key (Z85), as ZeroMQ's handshake has shown; None for nobody known."""
+        return self.tokens.lookup(curve_digest(public_key)) if self.tokens is not None else None
 
     async def authenticate_password(self, facts: RequestFacts, name: str, password: str) -> Principal:
         """Which user this is. The slow hash runs in a thread; for who was right a moment ago none is needed.

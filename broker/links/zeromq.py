@@ -26,7 +26,7 @@ from broker.links.link import (
 )
 from broker.wire.attachments import ATTACHMENTS_MAX, pack, unpack_pieces
 from broker.wire.frames import BROKEN, TOO_BIG
-from broker.wire.multipart import Frame, Multipart, MultipartError
+from broker.wire.multipart import Frame, Multipart, MultipartError, parent_of
 from broker.wire.session import DELIMITER
 from broker.wire.signature import History, keyed, sign, verify
 
@@ -39,6 +39,8 @@ SENT, FULL, UNREACHABLE = 0, 1, 2
 """what became of a message that was given to a socket"""
 DATE_S = 1.0
 """how old the date in a header may be: making one anew for each costs 2 µs"""
+ASIDE_MAX = 1000
+"""requests of one peer whose answers go over another socket than its own"""
 _NOBODY = Nobody()
 
 
@@ -85,9 +87,9 @@ class ZmqLink:
     """
 
     __slots__ = (
-        "_carrier", "_close_timer", "_code", "_codec", "_congested", "_counted", "_date_at", "_frame", "_framed",
+        "_carrier", "_close_timer", "_code", "_codec", "_congested", "_counted", "_date_at",
         "_inbox", "_inbox_bytes", "_limits", "_links", "_loop", "_outbox", "_read_at", "_read_mark", "_reason",
-        "_receiver", "_reported", "_seal", "_session", "_started", "_state", "_username", "broadcasts_dropped", "dirty",
+        "_aside", "_receiver", "_reported", "_seal", "_session", "_started", "_state", "_username", "broadcasts_dropped", "dirty",
         "enqueued", "flushed", "on_bad", "paused", "remote", "route", "since", "subprotocol", "tracked",
     )  # fmt: skip
 
@@ -113,7 +115,7 @@ class ZmqLink:
         self._code, self._reason = BROKEN, ""
         self._close_timer: asyncio.TimerHandle | None = None
         self._read_mark, self._read_at = 0, 0.0
-        self._frame, self._framed = b"", [b""]  # the last broadcast's frame, and the message made of it
+        self._aside: dict[Frame, Callable[[list[Frame]], int]] = {}  # by the parent header: who sends the answer
         self.tracked: deque[tuple[object, int]] = deque()  # large frames the socket may still hold
         self.since = 0.0  # when `flushed` was last seen to grow while blocked
         self.dirty = self.paused = False
@@ -207,7 +209,7 @@ class ZmqLink:
             return
         self._state, self._code, self._reason = CLOSING, code, reason
         self.paused = False
-        self._outbox.append((0, self._sealed(self._codec.plain(b"detach", {"code": code, "reason": reason}))))
+        self._outbox.append((0, self._seal.sign(self._codec.plain(b"detach", {"code": code, "reason": reason}))))
         self._close_timer = self._loop.call_later(self._limits.close_timeout_s, self.abort)
         if not self.dirty:
             self._links.writer.mark(self)
@@ -233,6 +235,11 @@ class ZmqLink:
             self._links.counters.inboxes_full += 1
             self._inbox.clear()
             self.close(TOO_MANY, "too much came while nothing was read, because this peer does not read either")
+
+    def answer_by(self, frames: list[Frame], send: Callable[[list[Frame]], int]) -> None:
+        """Have the answer to this message, which came over another socket, sent there."""
+        if len(self._aside) < ASIDE_MAX:
+            self._aside[parent_of(frames[0])] = send
 
     def _go_on(self) -> None:
         while self._inbox and not self.paused and self._state == OPEN:
@@ -273,9 +280,6 @@ class ZmqLink:
 
     # ── the outbox ──
 
-    def _sealed(self, frames: list[Frame]) -> list[Frame]:
-        return self._seal.sign(frames)
-
     def _push(self, frames: list[Frame]) -> None:
         now = self._loop.time()
         if now - self._date_at > DATE_S:
@@ -283,7 +287,10 @@ class ZmqLink:
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self._codec.set_date(self._session, self._username, date)
         size = sum(map(len, frames))
+        aside = self._aside.pop(frames[1], None) if self._aside else None
         frames = self._seal.sign(frames)
+        if aside is not None and aside(frames) == SENT:
+            return
         if not self._outbox:
             outcome = self._send(frames)
             if outcome == SENT:

@@ -296,6 +296,14 @@ class Multipart:
         return [self._header(b"%b_request" % method[7:].encode(), msg_id), b"{}", b"{}", _with_meta(content, meta)]
 
 
+def parent_of(header: Frame) -> bytes:
+    """The parent header of an answer to the message with this header; empty where it is none."""
+    try:
+        return _parent_header(bytes(_decode_header(header).msg_id))
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return b""
+
+
 def _outward(wire_id: bytes) -> bytes:
     """An id of this end as `msg_id`, which is text; empty for none."""
     if wire_id[:1] == b'"':

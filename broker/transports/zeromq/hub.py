@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket as sockets
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,8 @@ from broker.wire.signature import SignatureError
 if TYPE_CHECKING:
     import asyncio
 
+    from broker.core.access import Principal
+    from broker.core.sessions import Session
     from broker.links.loop import LoopLinks
     from broker.wire.multipart import Frame
 
@@ -31,6 +33,8 @@ RETRY_S = 0.02
 STALL_LOOKS_S = 0.25
 MANY_DRAINED = 10 * DRAIN_MAX
 """messages read before the end of a connection is told: what came over it comes first"""
+LINGER_MS = 100
+"""how long a socket that is closed may still write what it was given: the last replies, and why this ends"""
 ROUTE_MAX = 8
 """identities in front of a message: one for each ROUTER on its way"""
 WATCHED = (
@@ -56,11 +60,20 @@ _decode_header = msgspec.json.Decoder(_Header).decode
 _decode_detach = msgspec.json.Decoder(_Code).decode
 
 
-class Attach(Protocol):
-    """Makes a session of a link's peer."""
+def endpoint_of(socket: zmq.Socket[bytes]) -> str:
+    """What a socket is bound to, with the port that the system chose."""
+    return bytes(socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
-    def __call__(self, link: ZmqLink, opening: Opening) -> bool:
-        """Attach it; whether it was. Raises Refused."""
+
+class Entrance(Protocol):
+    """Lets peers in."""
+
+    def authenticate(self, opening: Opening) -> Principal:
+        """Who it is. Raises Refused."""
+        ...
+
+    def attach(self, link: ZmqLink, opening: Opening, principal: Principal) -> Session | None:
+        """Make a session of the link's peer; None if it was turned away: the link is told so. Raises Refused."""
         ...
 
 
@@ -79,9 +92,14 @@ class Opening(msgspec.Struct):
 class Peer:
     """One route to somebody who has sent a valid message, over the connection with this descriptor."""
 
-    __slots__ = ("descriptor", "link", "route", "user")
+    __slots__ = ("beside", "descriptor", "link", "route", "session", "user")
 
-    def __init__(self, route: tuple[bytes, ...], descriptor: int, user: str, link: ZmqLink) -> None:
+    def __init__(
+        self, route: tuple[bytes, ...], descriptor: int, user: str, link: ZmqLink, *, beside: bool = False
+    ) -> None:  # fmt: skip
+        self.beside = beside
+        """whether the link is that of another socket, for whose peer this one speaks"""
+        self.session: Session | None = None
         self.route = route
         self.descriptor = descriptor
         self.user = user
@@ -89,13 +107,10 @@ class Peer:
 
 
 class Hub:
-    """The `shell` or the `control` socket. Everything is called on the event loop.
-
-    `beside` finds the link of another socket's peer, for whom a peer here speaks too.
-    """
+    """The `shell` or the `control` socket. Everything is called on the event loop."""
 
     def __init__(
-        self, links: LoopLinks, socket: zmq.Socket[bytes], seal: Seal, counters: ZmqCounters, attach: Attach,
+        self, links: LoopLinks, socket: zmq.Socket[bytes], seal: Seal, counters: ZmqCounters, entrance: Entrance,
         *, name: str, peers_max: int, unauthenticated_max: int, curve: bool,
     ) -> None:  # fmt: skip
         self.links = links
@@ -106,7 +121,7 @@ class Hub:
         self._socket = socket
         self._seal = seal
         self._counters = counters
-        self._attach = attach
+        self._entrance = entrance
         self._name = name
         self._peers_max, self._unauthenticated_max = peers_max, unauthenticated_max
         self._curve = curve
@@ -115,21 +130,24 @@ class Hub:
         self._blocked: dict[ZmqLink, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._sessions_made = 0
-        self.own: Callable[[ZmqLink, str, bytes, bytes], bool] = lambda *_: False
+        self.own: Callable[[Peer, str, bytes, bytes], bool] = lambda *_: False
         """asked for each message of an attached peer that is no call: type, `msg_id`, content; whether it was for it"""
+        self.beside: Callable[[tuple[bytes, ...], str, Principal], Peer | None] = lambda *_: None
+        """the peer of another socket for whom one with this route, key and principal speaks too"""
         self._reader = Reader(self._loop, socket, self._take, self._turned)
         self._monitor = Monitor(self._loop, socket, self._happened, WATCHED, self._read_all)
 
     def close(self) -> None:
         """End every link at once and close the socket."""
         for peer in list(self.peers.values()):
-            peer.link.abort()
+            if not peer.beside:
+                peer.link.abort()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._monitor.close()
         self._reader.close()
-        self._socket.close(0)
+        self._socket.close(LINGER_MS)
 
     # ------------------------------------------------------------ what comes in
 
@@ -154,15 +172,20 @@ class Hub:
             self._counters.refused[error.cause] += 1
             return
         route = (first.bytes,) if at == 1 else tuple(frame.bytes for frame in frames[:at])
-        descriptor: int = first.get(zmq.SRCFD)  # type: ignore[assignment]
+        descriptor: int = first.get(zmq.SRCFD)
         user = self._user(first) if self._curve else ""
         peer = self.peers.get(route)
+        if peer is not None and peer.beside and not peer.link.is_open:
+            self._forget(peer)
+            peer = None
         if peer is None or peer.descriptor != descriptor or peer.user != user:
             peer = self._arrived(route, descriptor, user, peer, body, str(first.get("Peer-Address")))
             if peer is None:
                 return
         if b"call_re" not in body[0][:160] and not self._is_message(peer, body):
             return
+        if peer.beside:
+            peer.link.answer_by(body, lambda frames: self._send(peer.route, frames, []))
         peer.link.take(body)
 
     @staticmethod
@@ -184,17 +207,20 @@ class Hub:
                 said = _decode_detach(body[3])
             except (msgspec.DecodeError, UnicodeError):
                 said = _Code()
-            peer.link.detached(said.code, said.reason[:123])
+            code = said.code if 1000 <= said.code < 5000 else NORMAL.code
+            if not peer.beside:
+                peer.link.detached(code, said.reason[:123])
             self._forget(peer)
             return False
         if kind == "attach_request":  # of an attached peer: a reconnect whose end was not told yet, or a second try
             self._monitor.catch_up()
             if self.peers.get(peer.route) is peer:
-                peer.link.end(REPLACED.code, "it has attached anew", broken=False)
+                if not peer.beside:
+                    peer.link.end(REPLACED.code, "it has attached anew", broken=False)
                 self._forget(peer)
             self._arrived(peer.route, peer.descriptor, peer.user, None, body, peer.link.remote)
             return False
-        return not self.own(peer.link, kind, bytes(header.msg_id), bytes(body[3]))
+        return not self.own(peer, kind, bytes(header.msg_id), bytes(body[3]))
 
     def _arrived(
         self, route: tuple[bytes, ...], descriptor: int, user: str, known: Peer | None, body: list[Frame],
@@ -212,7 +238,8 @@ class Hub:
                 self._counters.refused["identity"] += 1
                 return None
             # libzmq gives a routing id away only when the connection that had it is gone.
-            known.link.end(ABNORMAL.code, "another connection has its routing id", broken=False)
+            if not known.beside:
+                known.link.end(ABNORMAL.code, "another connection has its routing id", broken=False)
             self._forget(known)
         self._silent.pop(descriptor, None)
         return self._open(route, descriptor, user, body, remote)
@@ -228,19 +255,25 @@ class Hub:
         if header.msg_type == "detach":
             return None
         asks = header.msg_type == "attach_request"
+        opening = Opening(user, remote, bytes(body[3]) if asks else b"", bytes(body[2]), route[0])
         self._sessions_made += 1
         link = ZmqLink(
             self.links, self, self._seal, session=f"{self._name}-{self._sessions_made}", username="broker",
             remote=remote, route=route,
         )  # fmt: skip
-        opening = Opening(user, remote, bytes(body[3]) if asks else b"", bytes(body[2]), route[0])
-        peer = self.peers[route] = Peer(route, descriptor, user, link)
-        self._by_descriptor.setdefault(descriptor, {})[route] = peer
+        peer = self._enter(Peer(route, descriptor, user, link))
         try:
+            principal = self._entrance.authenticate(opening)
+            other = None if asks else self.beside(route, user, principal)
+            if other is not None:
+                link.end(NORMAL.code, "", broken=False)
+                peer = self._enter(Peer(route, descriptor, user, other.link, beside=True))
+                peer.session = other.session
+                return peer
             if len(self.peers) > self._peers_max:
                 self._counters.refused["busy"] += 1
                 raise Refused(503, f"{self._peers_max} peers are connected")
-            attached = self._attach(link, opening)
+            peer.session = self._entrance.attach(link, opening, principal)
         except Refused as refused:
             self._counters.refused["unauthorised"] += refused.status in (401, 403, 429)
             self._refuse(link, bytes(header.msg_id), refused)
@@ -249,11 +282,16 @@ class Hub:
             log.exception("attaching %s failed", remote)
             link.close(INTERNAL_ERROR.code, "internal error")
             return None
-        if not attached:
+        if peer.session is None:
             return None
         if asks:
             link.send_plain(b"attach_reply", {"status": "ok"}, bytes(header.msg_id))
             return None
+        return peer
+
+    def _enter(self, peer: Peer) -> Peer:
+        self.peers[peer.route] = peer
+        self._by_descriptor.setdefault(peer.descriptor, {})[peer.route] = peer
         return peer
 
     @staticmethod
@@ -292,7 +330,8 @@ class Hub:
         for peer in self._by_descriptor.pop(descriptor, {}).values():
             if self.peers.get(peer.route) is peer:
                 del self.peers[peer.route]
-            peer.link.end(ABNORMAL.code, "the connection broke", broken=False)
+            if not peer.beside:
+                peer.link.end(ABNORMAL.code, "the connection broke", broken=False)
 
     def _evict(self, descriptor: int) -> None:
         """End one connection, for which libzmq has no function: from below, where it sees an end of the stream."""
@@ -306,8 +345,7 @@ class Hub:
                     connection.shutdown(sockets.SHUT_RDWR)
 
     def _is_ours(self, connection: sockets.socket) -> bool:
-        address = connection.getsockname()
-        bound_to = self._socket.last_endpoint.decode()
+        address, bound_to = connection.getsockname(), endpoint_of(self._socket)
         if isinstance(address, tuple):
             return bound_to.endswith(f":{address[1]}")
         return bound_to == f"ipc://{address}"
@@ -325,8 +363,11 @@ class Hub:
 
     def send(self, link: ZmqLink, frames: list[Frame]) -> int:
         """Give the socket one message for this peer."""
+        return self._send(link.route, frames, link.tracked)
+
+    def _send(self, route: tuple[bytes, ...], frames: list[Frame], tracked: MutableSequence[tuple[object, int]]) -> int:
         try:
-            link.tracked += send(self._socket, [*link.route, *frames])
+            tracked.extend(send(self._socket, [*route, *frames]))
         except zmq.Again:
             return FULL
         except zmq.ZMQError as error:
