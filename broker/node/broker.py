@@ -10,7 +10,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tornado.httpserver import HTTPServer
 from tornado.log import access_log
@@ -54,8 +54,12 @@ from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
 from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
+from broker.wire.connection_file import ConnectionInfo
 from broker.wire.pieces import join_reply
 from broker.wire.rtcloud import CALL_ID_BITS, CallIds
+
+if TYPE_CHECKING:
+    from broker.transports.zeromq.door import ZmqDoor
 
 log = logging.getLogger("broker")
 
@@ -134,6 +138,8 @@ class Broker(Embedding):
             self._fixed[self.config.auth.admin_token] = admin_principal()
         self._lag = Lag()
         self._server: HTTPServer | None = None
+        self.zeromq: ZmqDoor | None = None
+        """the ZeroMQ door, once it is open"""
         self._acceptor: Acceptor | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopping: asyncio.Task[None] | None = None
@@ -230,7 +236,20 @@ class Broker(Embedding):
         )
         self.gate.acceptor = self._acceptor
         self._acceptor.add_sockets(sockets)
+        if self.config.zeromq.enabled:
+            await self.open_zeromq()
         return self.url
+
+    async def open_zeromq(self) -> ConnectionInfo:
+        """Open the ZeroMQ door alone, as configured; what its connection file says.
+
+        Raises ConfigError, also if an address cannot be had.
+        """
+        from broker.node.zeromq import open_door  # not everybody wants pyzmq's 30 ms
+
+        self._check_running()
+        self.zeromq = open_door(self.config, self.engine, self.links, self.authenticator)
+        return self.zeromq.info
 
     def _log_request(self, handler: RequestHandler) -> None:
         """As tornado does it, but turning peers away is no error while the broker drains."""
@@ -355,6 +374,9 @@ class Broker(Embedding):
         self.engine.feed(Drain(now=True))
         self._leave()
         await self._close_links()
+        if self.zeromq is not None:
+            self.zeromq.close()
+            self.zeromq = None
         await self._end()
         if self.sign_in is not None:
             await self.sign_in.close()
@@ -399,7 +421,7 @@ class Broker(Embedding):
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
         if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
-        for section in ("auth", "rtcloud"):
+        for section in ("auth", "rtcloud", "zeromq"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ReloadError(f"the section {section} cannot change while the broker runs; restart it")
         for key in FIXED_LIMITS:
