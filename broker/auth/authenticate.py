@@ -13,7 +13,7 @@ from broker.auth.logins import Logins, cookie_values
 from broker.auth.origins import HostRules
 from broker.auth.sign_in import SignIn, Throttled
 from broker.auth.tickets import Tickets
-from broker.auth.tokens import TokenStore, digest_of
+from broker.auth.tokens import TokenStore, curve_digest, digest_of
 from broker.core.access import Principal
 
 BEARER_SUBPROTOCOL = "bearer."
@@ -185,10 +185,23 @@ class Authenticator:
         Raises Refused as `authenticate`.
         """
         self.check_door(facts)
+        return self.authenticate_bearer(token, facts.remote)
+
+    def authenticate_bearer(self, token: str, remote: str) -> Principal:
+        """Who holds a token that came over a connection without HTTP. Raises Refused: 401, 429 as `authenticate`."""
         principal = self._bearer(token)
         if principal is None:
-            raise self._wrong(facts.remote)
+            raise self._wrong(remote)
         self.counters.admitted += 1
+        return principal
+
+    def authenticate_curve(self, public_key: bytes) -> Principal | None:
+        """Who holds the secret half of a CURVE key (Z85), as ZeroMQ's handshake has shown; None for nobody known."""
+        principal = self.tokens.lookup(curve_digest(public_key)) if self.tokens is not None else None
+        if principal is None:
+            self.counters.wrong += 1
+        else:
+            self.counters.admitted += 1
         return principal
 
     async def authenticate_password(self, facts: RequestFacts, name: str, password: str) -> Principal:

@@ -33,7 +33,7 @@ class Principal(msgspec.Struct, frozen=True):
     """Somebody who proved who they are.
 
     `expires_at` is wall-clock time in Unix seconds, None for never. `kind` says how they proved it
-    (`token`, `user`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token, if by one,
+    (`token`, `curve`, `zeromq`, `user`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token, if by one,
     `login_id` by which sign-in, if by one, `user_id` by which entry among the users, if by a password.
     """
 

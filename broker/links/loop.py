@@ -14,6 +14,7 @@ from broker.wire.frames import Unmask, xor_mask
 
 if TYPE_CHECKING:
     from broker.links.pair import PairLink
+    from broker.links.zeromq import ZmqLink
 
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
@@ -62,7 +63,7 @@ class LoopLinks:
         self.budget = budget or Budget()
         self.writer = Writer(self.loop)
         self.liveness = Liveness(self.loop, self.limits, self.counters)
-        self.pairs: dict[PairLink, None] = {}
+        self.pairs: dict[PairLink | ZmqLink, None] = {}
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
         self.unmask = fastest_unmask()
         self._masks = b""
@@ -96,11 +97,11 @@ class LoopLinks:
         self.liveness.forget(link)
         self._look_whether_gone()
 
-    def join(self, link: PairLink) -> None:
-        """An end of a pair is there."""
+    def join(self, link: PairLink | ZmqLink) -> None:
+        """An end of a pair is there, or a peer over ZeroMQ: links that need no sweep."""
         self.pairs[link] = None
 
-    def part(self, link: PairLink) -> None:
+    def part(self, link: PairLink | ZmqLink) -> None:
         """It is gone."""
         self.pairs.pop(link, None)
         self._look_whether_gone()
@@ -109,7 +110,7 @@ class LoopLinks:
         if not self.liveness and not self.pairs:
             self._gone.set()
 
-    def _all(self) -> list[Link | PairLink]:
+    def _all(self) -> list[Link | PairLink | ZmqLink]:
         return [*self.links, *self.pairs]
 
     async def close(self, code: int = 1001, reason: str = "going away") -> None:

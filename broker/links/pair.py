@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.links.link import CLOSING, GONE, INTERNAL_ERROR, OPEN, SLOW_CONSUMER, Link, Nobody, Receiver, log
+from broker.links.zeromq import ZmqLink
 from broker.wire.frames import BINARY, BROKEN, TOO_BIG
 
 if TYPE_CHECKING:
@@ -253,5 +254,5 @@ class PairLink:
             self.links.counters.receiver_errors += 1
 
 
-AnyLink: TypeAlias = Link | PairLink
-"""What a peer talks over: a WebSocket, or an end of a pair."""
+AnyLink: TypeAlias = Link | PairLink | ZmqLink
+"""What a peer talks over: a WebSocket, an end of a pair, or ZeroMQ."""
