@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
+from broker.links.kernel_channel import Header, Received
 from broker.worker.faults import Fault
-from broker.worker.kernel.outputs import Form, Outputs, as_message
-from broker.worker.kernel.sockets import Received
+from broker.worker.kernel.outputs import Form, Outputs, as_part
+
+if TYPE_CHECKING:
+    from broker.wire.kernel import KernelMessage
 
 TRAILS_S = 10.0
 """how long after a reply the kernel's word that it is idle is waited for, and the other way round: they come over
@@ -23,17 +25,17 @@ class Asking:
     """
 
     __slots__ = (
-        "_idle", "_reply", "_timer", "channel", "is_cancelled", "is_followed", "msg_id", "msg_type", "outputs",
+        "_idle", "_reply", "_timer", "is_cancelled", "is_followed", "message", "msg_id", "msg_type", "outputs",
         "replied", "shows",
     )  # fmt: skip
 
     def __init__(
-        self, channel: str, header: Mapping[str, Any], *, is_followed: bool = False, form: Form = as_message,
+        self, message: KernelMessage, header: Header, *, is_followed: bool = False, form: Form = as_part,
         shows: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
-        self.channel = channel
-        self.msg_id: str = header["msg_id"]
-        self.msg_type: str = header["msg_type"]
+        self.message = message
+        self.msg_id = header.msg_id
+        self.msg_type = header.msg_type
         self.is_followed = is_followed
         self.shows = shows
         self.outputs = Outputs(form)

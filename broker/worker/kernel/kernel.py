@@ -6,19 +6,21 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import zmq
 
+from broker.links.kernel_channel import Header, Received
 from broker.links.session import now
 from broker.wire.kernel import KernelMessage
+from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
 from broker.worker.kernel.process import KernelError, Process
-from broker.worker.kernel.sockets import BACK, GONE, Header, Received, Sockets
+from broker.worker.kernel.sockets import BACK, GONE, Sockets
 
 log = logging.getLogger("broker.worker")
 
@@ -292,33 +294,27 @@ class Kernel:
 
     # ------------------------------------------------------------ asking
 
-    async def ask(self, asking: Asking, message: Mapping[str, Any]) -> None:
+    async def ask(self, asking: Asking) -> None:
         """Send a request; `asking` is told what becomes of it. Raises Fault if it cannot be sent."""
+        sockets = await self._until_ready()
         if asking.msg_id in self._asking:
             text = f"msg_id {asking.msg_id[:80]!r} is in flight already; each message has an id of its own"
             raise Fault(text, code=BAD_PARAMS)
-        await self._send(asking.channel, message, asking)
+        _send(sockets, asking.message)
+        self._asking[asking.msg_id] = asking
 
-    async def tell(self, channel: str, message: Mapping[str, Any]) -> None:
+    async def tell(self, message: KernelMessage) -> None:
         """Send a message that has no reply. Raises Fault if it cannot be sent."""
-        await self._send(channel, message, None)
+        _send(await self._until_ready(), message)
 
-    async def _send(self, channel: str, message: Mapping[str, Any], asking: Asking | None) -> None:
-        if self.state == "dead":
-            raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
+    async def _until_ready(self) -> Sockets:
+        """Wait while it starts again. Raises Fault if it is dead."""
         while not self._ready.is_set():
-            await self._settled.wait()
             if self.state == "dead":
                 raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
+            await self._settled.wait()
         assert self._sockets is not None
-        try:
-            self._sockets.send(channel, message)
-        except zmq.Again:
-            raise _fault("KernelBusy", "the kernel takes no more messages now") from None
-        except (TypeError, ValueError) as error:
-            raise Fault(f"the message cannot be sent to the kernel: {error}", code=BAD_PARAMS) from None
-        if asking is not None:
-            self._asking[asking.msg_id] = asking
+        return self._sockets
 
     def header(self, msg_type: str) -> dict[str, Any]:
         """The header of a new message of the worker's own."""
@@ -333,7 +329,7 @@ class Kernel:
 
     async def cancel(self, asking: Asking) -> None:
         """Nobody waits for it any more: it is interrupted, now or as soon as the kernel begins it."""
-        if asking.has_ended or asking.channel != "shell":
+        if asking.has_ended or asking.message.channel != "shell":
             self.done(asking)
             return
         asking.is_cancelled = True
@@ -361,12 +357,14 @@ class Kernel:
         sockets = self._sockets
         if sockets is None:
             raise KernelError("the kernel is dead")
-        message = sockets.session.msg(msg_type, content)
-        self._own_ids.append(message["msg_id"])
+        header = sockets.session.header(msg_type, now())
+        message = KernelMessage(channel, pack_json(header), b"{}", b"{}", pack_json(content))
+        msg_id = header["msg_id"]
+        self._own_ids.append(msg_id)
         future: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
-        self._own[message["msg_id"]] = future
+        self._own[msg_id] = future
         try:
-            sockets.send(channel, message)
+            sockets.send(message)
             async with asyncio.timeout(patience_s):
                 return await future
         except TimeoutError:
@@ -374,7 +372,7 @@ class Kernel:
         except zmq.Again:
             raise KernelError("the kernel takes no more messages now") from None
         finally:
-            del self._own[message["msg_id"]]
+            del self._own[msg_id]
 
     # ------------------------------------------------------------ hearing
 
@@ -412,7 +410,7 @@ class Kernel:
                 self._begun = None
         if asking is not None:
             asking.show(received, self._number)
-            if state == "busy" and asking.channel == "shell":
+            if state == "busy" and asking.message.channel == "shell":
                 self._begun = parent
                 if asking.is_cancelled:
                     task = asyncio.get_running_loop().create_task(self._interrupt_cancelled(asking))
@@ -453,6 +451,13 @@ class Kernel:
 
 class _Status(msgspec.Struct):
     execution_state: str = ""
+
+
+def _send(sockets: Sockets, message: KernelMessage) -> None:
+    try:
+        sockets.send(message)
+    except zmq.Again:
+        raise _fault("KernelBusy", "the kernel takes no more messages now") from None
 
 
 def _fault(kind: str, text: str) -> Fault:

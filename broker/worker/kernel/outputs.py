@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from broker.links.kernel_channel import Received
 from broker.peer.values import Encoded
 from broker.wire.kernel import KernelMessage
-from broker.worker.kernel.sockets import Received
 
 TEXT_MAX_BYTES = 4 << 20
 """text of streams that waits for one reader; beyond it text is dropped, and it is said where and how much"""
@@ -40,6 +40,12 @@ def as_message(message: KernelMessage, number: int) -> Encoded:
     if number:
         text += b',"n":%d' % number
     return Encoded(b"%b%b}" % (text, _buffers(message)), message.buffers)
+
+
+def as_part(message: KernelMessage, number: int) -> Encoded:
+    """The same with `channel`, as whoever sent a message gets what the kernel says meanwhile."""
+    whole = as_message(message, number)
+    return Encoded(b'{"channel":"%b",%b' % (message.channel.encode(), whole.text[1:]), whole.attachments)
 
 
 def as_item(message: KernelMessage, number: int) -> Encoded:

@@ -9,15 +9,17 @@ from typing import Any, Self
 
 import msgspec
 
+from broker.links.kernel_channel import Header, Received
 from broker.peer.errors import BrokerError
 from broker.peer.session import Options
 from broker.peer.values import Encoded
+from broker.wire.kernel import KernelMessage
+from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
 from broker.worker.kernel.kernel import Kernel
 from broker.worker.kernel.outputs import Outputs, as_item, as_message
 from broker.worker.kernel.process import KernelError, Process
-from broker.worker.kernel.sockets import Received
 from broker.worker.requests import Request, current
 from broker.worker.worker import Worker
 
@@ -111,8 +113,7 @@ class KernelWorker(Worker):
         says about the request. A message that has no reply, as those of comms, ends as null when the kernel is done
         with it.
         """
-        message = _message(header, content, parent_header, metadata, buffers)
-        return await self._relay("shell", message, follows=iopub)
+        return await self._relay("shell", header, content, parent_header, metadata, buffers, follows=iopub)
 
     async def control(
         self, header: dict[str, Any], content: dict[str, Any] | None = None,
@@ -120,8 +121,9 @@ class KernelWorker(Worker):
         buffers: list[bytes] | None = None, iopub: bool = False,
     ) -> Any:  # fmt: skip
         """The same over the kernel's control channel, where nothing waits behind a running cell."""
-        message = _message(header, content, parent_header, metadata, buffers)
-        return await self._relay("control", message, follows=iopub)
+        if isinstance(header, dict) and header.get("msg_type") == "shutdown_request":
+            return await self._shut_down(header, content or {})
+        return await self._relay("control", header, content, parent_header, metadata, buffers, follows=iopub)
 
     async def stdin(
         self, content: dict[str, Any], header: dict[str, Any] | None = None,
@@ -129,7 +131,7 @@ class KernelWorker(Worker):
     ) -> None:  # fmt: skip
         """What was typed: an `input_reply` with `content` `{"value": …}`, for the input that the kernel asked for."""
         made = self.kernel.header("input_reply") | (header or {})
-        await self.kernel.tell("stdin", _message(made, content, parent_header, metadata, None))
+        await self.kernel.tell(_message("stdin", made, content, parent_header, metadata, None)[0])
 
     # ------------------------------------------------------------ for plain callers
 
@@ -206,23 +208,33 @@ class KernelWorker(Worker):
 
     # ------------------------------------------------------------ details
 
-    async def _relay(self, channel: str, message: dict[str, Any], *, follows: bool) -> Any:
+    async def _relay(
+        self, channel: str, header: Any, content: Any, parent_header: Any, metadata: Any, buffers: Any, *, follows: bool
+    ) -> Any:
         request = current()
-        if not request.asked.stream_in and message["content"].get("allow_stdin"):
-            message["content"] = message["content"] | {"allow_stdin": False}  # there is no way to ask this caller
-        asking = Asking(channel, message["header"], is_followed=follows and request.asked.stream_in)
-        received = await self._answer(request, asking, message)
+        takes_items = request.asked.stream_in
+        if not takes_items and isinstance(content, dict) and content.get("allow_stdin"):
+            content = content | {"allow_stdin": False}  # there is no way to ask this caller
+        message, read = _message(channel, header, content, parent_header, metadata, buffers)
+        received = await self._answer(request, Asking(message, read, is_followed=follows and takes_items))
         return None if received is None else as_message(received.message, 0)
+
+    async def _shut_down(self, header: dict[str, Any], content: dict[str, Any]) -> Any:
+        """A front end's `shutdown_request`: done here, or the kernel's end would be taken for its death."""
+        restart = bool(content.get("restart"))
+        await (self.restart() if restart else self.shutdown())
+        reply = header | {"msg_type": "shutdown_reply", "msg_id": f"{header.get('msg_id')}.reply"}
+        content = {"status": "ok", "restart": restart}
+        return {"header": reply, "parent_header": header, "metadata": {}, "content": content}
 
     async def _plain(self, msg_type: str, content: dict[str, Any], *, follows: bool = False) -> Any:
         request = current()
         if not request.asked.stream_in and content.get("allow_stdin"):
             text = "allow_stdin: the kernel's questions come as items, and this caller takes none (stream: in)"
             raise Fault(text, code=BAD_PARAMS)
-        header = self.kernel.header(msg_type)
-        message = _message(header, content, None, None, None)
-        asking = Asking("shell", header, is_followed=follows, form=as_item, shows=SHOWN)
-        received = await self._answer(request, asking, message)
+        message, read = _message("shell", self.kernel.header(msg_type), content, None, None, None)
+        asking = Asking(message, read, is_followed=follows, form=as_item, shows=SHOWN)
+        received = await self._answer(request, asking)
         if received is None:
             return None
         reply = _REPLY.decode(received.message.content)
@@ -233,10 +245,10 @@ class KernelWorker(Worker):
             raise Fault(f"{kind}: {text}" if reply.ename else text, data=data)
         return Encoded(received.message.content)
 
-    async def _answer(self, request: Request, asking: Asking, message: dict[str, Any]) -> Received | None:
+    async def _answer(self, request: Request, asking: Asking) -> Received | None:
         """Ask the kernel; its caller gets the items meanwhile. Returns the reply."""
         kernel = self.kernel
-        await kernel.ask(asking, message)
+        await kernel.ask(asking)
         try:
             while (item := await asking.outputs.get()) is not None:
                 await request.send(item)
@@ -313,8 +325,8 @@ async def _or_fault(doing: Any) -> None:
 
 
 def _message(
-    header: Mapping[str, Any], content: Any, parent_header: Any, metadata: Any, buffers: Any
-) -> dict[str, Any]:  # fmt: skip
+    channel: str, header: Mapping[str, Any], content: Any, parent_header: Any, metadata: Any, buffers: Any
+) -> tuple[KernelMessage, Header]:  # fmt: skip
     """A message from its parts, each checked for its kind. Raises Fault."""
     for name, value in (
         ("header", header),
@@ -330,10 +342,11 @@ def _message(
             raise Fault(f"header.{name} is no text of 1 to 256 characters", code=BAD_PARAMS)
     if not isinstance(buffers, list | None) or not all(isinstance(each, bytes) for each in buffers or ()):
         raise Fault('buffers is no list of {"$buffer": n}', code=BAD_PARAMS)
-    return {
-        "header": dict(header), "parent_header": dict(parent_header or {}), "metadata": dict(metadata or {}),
-        "content": dict(content or {}), "buffers": buffers or [],
-    }  # fmt: skip
+    message = KernelMessage(
+        channel, pack_json(header), pack_json(parent_header or {}), pack_json(metadata or {}), pack_json(content or {}),
+        tuple(buffers or ()),
+    )  # fmt: skip
+    return message, Header(header["msg_id"], header["msg_type"])
 
 
 def _cursor(code: str, position: int | None) -> int:
