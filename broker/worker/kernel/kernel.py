@@ -59,6 +59,7 @@ class Kernel:
         """`starting`, `idle`, `busy`, `restarting`, `dead`, or what else the kernel says of itself"""
         self.kernel_info: dict[str, Any] = {}
         self.last_activity = _date()
+        self.is_dead = False
         self.died = 0
         """how often it died"""
         self._heard = heard
@@ -104,6 +105,7 @@ class Kernel:
         self._fail_all("KernelGone", "the kernel has ended")
         self._close()
         self.state = "dead"
+        self.is_dead = True
         self._settled.set()
         await self.process.end(now=now)
 
@@ -118,14 +120,14 @@ class Kernel:
     async def shutdown(self) -> None:
         """End it, one that was attached to as well, and tell so. Raises KernelError."""
         async with self._restarting:
-            if not self.process.can_restart and self.state != "dead":
+            if not self.process.can_restart and not self.is_dead:
                 await self._ask_own("control", "shutdown_request", {"restart": False})
             self._tell("dead")
             await self.end()
 
     async def interrupt(self) -> None:
         """Interrupt what it is doing. Raises KernelError."""
-        if self.state == "dead":
+        if self.is_dead:
             raise KernelError("the kernel is dead; `restart` starts it again")
         if not await self.process.interrupt():
             await self._ask_own("control", "interrupt_request", {})
@@ -190,6 +192,7 @@ class Kernel:
         return f"the kernel at {where} does not answer within {patience_s:g} s: it is busy, or has another key"
 
     def _settle(self) -> None:
+        self.is_dead = False
         self._ready.set()
         self._settled.set()
 
@@ -224,17 +227,17 @@ class Kernel:
                     await self._gone.wait()
             except TimeoutError:
                 pass
-            if self.state == "dead" and self.process.can_restart:
+            if self.is_dead and self.process.can_restart:
                 self._gone.clear()
                 await asyncio.sleep(LOOK_S)
                 continue
             async with self._restarting:
-                if self.state != "dead" and await self._is_dead():
+                if not self.is_dead and await self._has_died():
                     await self._died()
-                elif not self.process.can_restart and self.state == "dead":
+                elif not self.process.can_restart and self.is_dead:
                     await self._come_back()
 
-    async def _is_dead(self) -> bool:
+    async def _has_died(self) -> bool:
         """Whether it is. The process of one started here may take a moment to be gone after its sockets."""
         ends_at = time.monotonic() + AWAY_S
         while self._gone.is_set() and time.monotonic() < ends_at:
@@ -310,7 +313,7 @@ class Kernel:
     async def _until_ready(self) -> Sockets:
         """Wait while it starts again. Raises Fault if it is dead."""
         while not self._ready.is_set():
-            if self.state == "dead":
+            if self.is_dead:
                 raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
             await self._settled.wait()
         assert self._sockets is not None
@@ -427,7 +430,8 @@ class Kernel:
         """Tell a state of the kernel that it cannot tell itself."""
         self.state = state
         self._begun = None
-        if state == "dead":
+        self.is_dead = state == "dead"
+        if self.is_dead:
             self._settled.set()
         self._say("status", {"execution_state": state})
 

@@ -137,11 +137,12 @@ class KernelWorker(Worker):
 
     async def execute(
         self, code: str, silent: bool = False, store_history: bool = True,
-        user_expressions: dict[str, str] | None = None, allow_stdin: bool = False, stop_on_error: bool = True,
+        user_expressions: dict[str, str] | None = None, allow_stdin: bool = False, stop_on_error: bool = False,
     ) -> Any:  # fmt: skip
         """Run code. Items are its outputs, `{type, …}`; the result is the content of the kernel's reply.
 
-        An exception in the code is this request's error, with `type`, `message` and `traceback` in its data.
+        An exception in the code is this request's error, with `type`, `message` and `traceback` in its data. With
+        `stop_on_error` it ends what waits behind this, whoever has asked for it.
         """
         content = {
             "code": code, "silent": silent, "store_history": store_history, "allow_stdin": allow_stdin,
