@@ -28,10 +28,10 @@ Watched = Callable[[str, int], None]
 
 
 class Sockets:
-    """The four channels to the kernel a connection file tells of, under one identity, and a look at two of them.
+    """The four channels to the kernel a connection file tells of, under one identity.
 
     The identity is the same on shell, control and stdin: a kernel asks for input where the request came from.
-    `watched(channel, event)` is told when the connection of `shell` or `iopub` is lost (`GONE`) or there (`BACK`).
+    `watched(channel, event)` is told when the connection of one is there (`BACK`) or lost (`GONE`).
     """
 
     def __init__(self, info: ConnectionInfo, received: Callable[[Received], None], watched: Watched) -> None:
@@ -85,8 +85,7 @@ class Sockets:
             socket.subscribe(b"")
         else:
             socket.identity = identity
-        if name in ("iopub", "shell"):
-            self._watch(name, socket)
+        self._watch(name, socket)
         socket.connect(info.url(name))
         return socket
 
