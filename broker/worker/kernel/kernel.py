@@ -20,12 +20,13 @@ from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
 from broker.worker.kernel.process import KernelError, Process
-from broker.worker.kernel.sockets import BACK, GONE, Sockets
+from broker.worker.kernel.sockets import BACK, Sockets
 
 log = logging.getLogger("broker.worker")
 
 ANSWERS_S = 60.0
 """how long a kernel that was started may take until it answers"""
+CHANNELS = 4
 ATTACHED_ANSWERS_S = 10.0
 """how long one that is attached to may take"""
 ASK_AGAIN_S = 0.5
@@ -73,7 +74,7 @@ class Kernel:
         self._settled = asyncio.Event()  # it is ready, or dead
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
-        self._connected = False
+        self._connected: set[str] = set()
         self._restarting = asyncio.Lock()
         self._own: dict[str, asyncio.Future[Received]] = {}
         self._own_ids: deque[str] = deque(maxlen=OWN_REMEMBERED)
@@ -141,7 +142,7 @@ class Kernel:
         self._close()
         self._gone.clear()
         self._iopub_seen.clear()
-        self._connected = False
+        self._connected.clear()
         try:
             self._sockets = Sockets(info, self._received, self._watched)
         except (zmq.ZMQError, ValueError) as error:
@@ -151,14 +152,15 @@ class Kernel:
         self._settle()
 
     async def _nudge(self, patience_s: float) -> None:
-        """Wait until the kernel answers, and is heard on IOPub.
+        """Wait until the kernel answers, is heard on IOPub, and reaches this end on all channels.
 
-        A SUB socket that is not subscribed yet loses the first `status: idle`, and who waits for that waits for ever.
+        A SUB socket that is not subscribed yet loses the first `status: idle`, and who waits for that waits for ever;
+        so does who has to be asked for input over a connection that is not there yet.
         """
         assert self._sockets is not None
         until = time.monotonic() + patience_s
         info: dict[str, Any] | None = None
-        while info is None or not self._iopub_seen.is_set():
+        while info is None or not self._iopub_seen.is_set() or len(self._connected) < CHANNELS:
             if time.monotonic() > until:
                 raise KernelError(self._why_silent(patience_s, heard=info is not None))
             if await self.process.is_alive() is False:
@@ -181,14 +183,15 @@ class Kernel:
         sockets = self._sockets
         assert sockets is not None
         where = f"{sockets.info.transport}://{sockets.info.ip}"
-        if not self._connected:
+        if "shell" not in self._connected:
             return (
                 f"no kernel listens at {sockets.info.url('shell')}: it has ended, or its connection file is another's"
             )
         if sockets.refused:
             return f"the kernel at {where} signs with another key: this connection file is not its own"
         if heard:
-            return f"the kernel at {where} answers, but nothing comes over iopub_port {sockets.info.iopub_port}"
+            missing = sorted({"iopub", "stdin", "control"} - self._connected) or ["iopub"]
+            return f"the kernel at {where} answers, but its {missing[0]}_port in the connection file does not"
         return f"the kernel at {where} does not answer within {patience_s:g} s: it is busy, or has another key"
 
     def _settle(self) -> None:
@@ -206,11 +209,13 @@ class Kernel:
             self._sockets = None
 
     def _watched(self, channel: str, event: int) -> None:
+        if event == BACK:
+            self._connected.add(channel)
+            return
+        self._connected.discard(channel)
         if channel == "shell":
-            self._connected = event == BACK
-            if event == GONE:
-                self._gone.set()
-        elif event == GONE and self._connected and self._ready.is_set():
+            self._gone.set()
+        elif channel == "iopub" and self._ready.is_set():
             asyncio.get_running_loop().call_later(LOOK_S, self._tell_gap)
 
     def _tell_gap(self) -> None:
@@ -244,10 +249,10 @@ class Kernel:
             alive = await self.process.is_alive()
             if alive is False:
                 return True
-            if self._connected:
+            if "shell" in self._connected:
                 break  # only the connection was lost; it is there again
             await asyncio.sleep(0.02)
-        lost = self._gone.is_set() and not self._connected
+        lost = self._gone.is_set() and "shell" not in self._connected
         self._gone.clear()
         alive = await self.process.is_alive()
         return lost if alive is None else not alive
@@ -286,7 +291,7 @@ class Kernel:
 
     async def _come_back(self) -> None:
         """One that is attached to may have been started again by whoever did it the first time."""
-        if self._sockets is None or not self._connected:
+        if self._sockets is None or "shell" not in self._connected:
             return
         try:
             await self._nudge(ASK_AGAIN_S)

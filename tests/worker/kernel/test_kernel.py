@@ -56,7 +56,7 @@ clear_output(wait=True)
             info = (await client.describe(ENDPOINT))["workers"][0]["info"]
             assert (info["dialect"], info["kernelspec"]["language"]) == ("jupyter", "python")
             assert info["kernel_info"]["implementation"] == "ipython"
-            assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] == "idle"
+            assert (await client.call(f"{ENDPOINT}/state"))["name"] == "python3"
 
     run(main)
 
