@@ -108,7 +108,7 @@ class _Asking:
         try:
             result = await self._ask(client, source, output, bar)
         except (NoEndpoint, NoMethod) as error:
-            await _suggest(client, error)
+            await suggest(client, error)
             raise
         if target is None or not goes_on(result):
             return await output.result(result)
@@ -168,7 +168,7 @@ def _read(file: str) -> bytes:
         raise Failure(Exit.USAGE, f"--attach {file}: {error.strerror}") from None
 
 
-async def _suggest(client: AsyncClient, error: BrokerError) -> None:
+async def suggest(client: AsyncClient, error: BrokerError) -> None:
     """Say which names there are that look like the one that does not exist."""
     try:
         if isinstance(error, NoEndpoint):
