@@ -67,7 +67,7 @@ class Asking:
             self.outputs.put(received, number)
 
     def ask_input(self, received: Received) -> None:
-        """The kernel wants input of its caller."""
+        """The kernel wants input of its caller, also of one that gets nothing else."""
         self.outputs.put(received)
 
     def fail(self, error: Fault) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
+import sys
 import urllib.error
 import urllib.request
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from broker.core.limits import Limits
 from broker.peer import errors
 from broker.worker.kernel.process import Started
-from broker.worker.kernel.worker import DEADLINE_S
+from broker.worker.kernel.worker import DEADLINE_S, KernelWorker
 from tests.peer.harness import SECRET, broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, execute_content, header, heard, is_status, kernel_running, outputs
 
@@ -64,7 +66,7 @@ clear_output(wait=True)
 def test_an_exception_is_the_requests_error_with_its_type_and_traceback() -> None:
     async def main() -> None:
         async with kernel_running() as (_, client):
-            with pytest.raises(errors.RemoteError, match="ZeroDivisionError: division by zero") as caught:
+            with pytest.raises(errors.RemoteError, match="division by zero") as caught:
                 await client.call(f"{ENDPOINT}/execute", {"code": "print('before'); 1 / 0"})
             assert (caught.value.code, caught.value.type) == (-32000, "ZeroDivisionError")
             assert any("ZeroDivisionError" in line for line in caught.value.data["traceback"])
@@ -292,6 +294,24 @@ def test_a_kernel_that_dies_again_and_again_is_dead_until_it_is_restarted() -> N
     run(main)
 
 
+def test_a_front_ends_shutdown_request_is_no_death() -> None:
+    async def main() -> None:
+        async with kernel_running() as (worker, client):
+            asked = {"header": header(1, "shutdown_request"), "content": {"restart": True}}
+            reply = await client.call(f"{ENDPOINT}/control", asked)
+            assert (reply["header"]["msg_type"], reply["content"]) == (
+                "shutdown_reply",
+                {"status": "ok", "restart": True},
+            )
+            assert worker.kernel.died == 0
+            await outputs(client, "1")
+            asked["content"] = {"restart": False}
+            assert (await client.call(f"{ENDPOINT}/control", asked))["content"]["restart"] is False
+            await worker.wait()
+
+    run(main)
+
+
 def test_shutdown_ends_kernel_and_worker() -> None:
     async def main() -> None:
         async with kernel_running() as (worker, client):
@@ -302,5 +322,150 @@ def test_shutdown_ends_kernel_and_worker() -> None:
                 await client.call(f"{ENDPOINT}/state")
             assert isinstance(process, Started)
             assert process._manager is None
+
+    run(main)
+
+
+@asynccontextmanager
+async def elsewhere(tmp_path: Path) -> AsyncIterator[tuple[Path, Any]]:
+    """A kernel that somebody else has started, and its manager."""
+    manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=str(tmp_path / "kernel.json"))
+    await manager.start_kernel()
+    try:
+        yield tmp_path / "kernel.json", manager
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+def test_a_kernel_that_runs_is_attached_to_and_left_running(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with elsewhere(tmp_path) as (path, manager):
+            async with kernel_running(Attached(path)) as (_, client):
+                await outputs(client, "import time; x = 5")
+                asked = asyncio.create_task(outputs(client, "time.sleep(60)"))
+                await until(lambda: asked.done() or _.kernel.state == "busy", "it runs")
+                await client.call(f"{ENDPOINT}/interrupt")
+                with pytest.raises(errors.RemoteError) as caught:
+                    await asked
+                assert caught.value.type == "KeyboardInterrupt", "by a message"
+                with pytest.raises(errors.RemoteError, match="not started here"):
+                    await client.call(f"{ENDPOINT}/restart")
+            assert await manager.is_alive()
+            async with kernel_running(Attached(path)) as (worker, client):
+                assert (await outputs(client, "x"))[0][-1]["data"]["text/plain"] == "5", "it is the same one"
+                async with await client.subscribe(ENDPOINT, topic="iopub") as messages:
+                    asked = asyncio.create_task(outputs(client, "time.sleep(60)"))
+                    await heard(messages, is_status("busy"))
+                    await manager.restart_kernel(now=True)
+                    with pytest.raises(errors.RemoteError, match="died while"):
+                        await asked
+                    await heard(messages, is_status("dead"))
+                await until(lambda: worker.kernel._ready.is_set(), "whoever started it has started it again")
+                with pytest.raises(errors.RemoteError, match="NameError"):
+                    await outputs(client, "x")
+
+    run(main, timeout_s=55)
+
+
+def test_connection_files_that_lead_nowhere_are_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.worker.kernel.kernel.ATTACHED_ANSWERS_S", 1.5)
+    nowhere = ConnectionInfo(shell_port=1, iopub_port=2, stdin_port=3, control_port=4, hb_port=5, key="k")
+
+    async def refused(path: Path, says: str) -> None:
+        async with broker_running() as broker:
+            worker = KernelWorker(ENDPOINT, Attached(path), broker.url, SECRET)
+            with pytest.raises(KernelError, match=says):
+                await worker.start()
+
+    def write(info: ConnectionInfo) -> Path:
+        path = tmp_path / "other.json"
+        path.write_bytes(render(info))
+        path.chmod(0o600)
+        return path
+
+    async def main() -> None:
+        await refused(tmp_path / "none.json", "there is no file .*none.json; `jupyter --runtime-dir` says")
+        (tmp_path / "text.json").write_text("hello")
+        (tmp_path / "text.json").chmod(0o600)
+        await refused(tmp_path / "text.json", "this is no connection file")
+        await refused(write(nowhere), "no kernel listens at tcp://127.0.0.1:1")
+        async with elsewhere(tmp_path) as (path, _):
+            info = parse(path.read_bytes())
+            await refused(write(msgspec.structs.replace(info, key="another")), "signs with another key")
+            swapped = msgspec.structs.replace(info, stdin_port=1)
+            await refused(write(swapped), "its stdin_port in the connection file does not")
+
+    run(main)
+
+
+def test_a_kernel_that_does_not_exist_or_does_not_start_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, argv in (("broken", ["/nowhere/python"]), ("ends", [sys.executable, "-c", "raise SystemExit(3)"])):
+        folder = tmp_path / "share" / "kernels" / name
+        folder.mkdir(parents=True)
+        spec = {"argv": argv, "display_name": name, "language": "python"}
+        (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+
+    async def main() -> None:
+        async with broker_running() as broker:
+            for name, says in (
+                (
+                    "pyton3",
+                    "there is no kernel named 'pyton3': did you mean python3\\? there are broken, ends, python3",
+                ),
+                ("broken", "the kernel broken does not start: .*/nowhere/python"),
+                ("ends", "ended before it answered"),
+            ):
+                with pytest.raises(KernelError, match=says):
+                    await KernelWorker(ENDPOINT, Started(name), broker.url, SECRET).start()
+            monkeypatch.setitem(sys.modules, "jupyter_client", None)
+            with pytest.raises(KernelError, match=r"not installed; pip install 'request-broker\[jupyter\]'"):
+                await KernelWorker(ENDPOINT, Started("python3"), broker.url, SECRET).start()
+
+    run(main)
+
+
+def test_the_kernel_outlives_its_broker(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with broker_running() as broker:
+            port = broker.port
+            worker = KernelWorker(ENDPOINT, Started("python3"), broker.url, SECRET)
+            worker.drain = 1.0
+            await worker.start()
+            async with AsyncClient(broker.url, SECRET) as client:
+                await outputs(client, "x = 41")
+        try:
+            async with broker_running(port) as broker, AsyncClient(broker.url, SECRET) as client:
+                items = await client.call(f"{ENDPOINT}/execute", {"code": "x + 1"}, wait=True)
+                assert items[0]["data"]["text/plain"] == "42"
+        finally:
+            await worker.stop()
+
+    run(main)
+
+
+def test_a_hundred_megabytes_of_text_are_bounded_and_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that reads gets all of it; listeners may lose text, and see it from the gap or are told."""
+    code = "for i in range(100): print('x' * 1_000_000)\nfrom IPython.display import display\ndisplay('the end')"
+
+    async def main() -> None:
+        async with kernel_running() as (worker, client):
+            before = peak()
+            async with await client.stream(f"{ENDPOINT}/execute", {"code": code}, timeout=None) as stream:
+                first = await anext(stream)
+                await until(lambda: worker.kernel.state == "idle", "the kernel has printed it all; nobody has read it")
+                items = [first, *[item async for item in stream]]
+            assert items[-1]["data"]["text/plain"] == "'the end'", "messages of other kinds are not lost"
+            text = "".join(item["text"] for item in items if item["type"] == "stream")
+            assert len(text) < 30_000_000
+            assert "bytes of text dropped: more than was taken on the way]" in text
+            assert peak() - before < 150 << 20, "worker, broker, and client together, which hold it in this process"
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     run(main)
