@@ -24,6 +24,8 @@ from broker.core.options import PRIORITY_MAX, RETRIES_MAX
 from broker.peer.errors import BrokerError, NoEndpoint, NoMethod
 from broker.peer.values import ValueUnfit, decode
 
+Output = Printed | Saved | Outputs
+
 
 @click.command()
 @click.argument("method", metavar="ENDPOINT/METHOD")
@@ -56,7 +58,7 @@ def call(
 ) -> None:  # fmt: skip
     """Ask ENDPOINT/METHOD with the parameters JSON (- reads them from standard input) and print the reply.
 
-    Items of a stream are printed as lines of JSON as they come; what code in a Jupyter kernel prints, as if it ran here.
+    Items of a stream are printed as lines of JSON as they come; what code in a kernel shows, as it would here.
     """
     if params == "-" and source == STANDARD:
         raise Failure(Exit.USAGE, "standard input holds the parameters or what --in sends, not both")
@@ -105,7 +107,7 @@ class _Asking:
         self, client: AsyncClient, source: Source | None, target: Target | None, bar: Bar, as_json: bool
     ) -> Any:
         """Ask, and print or save what comes. Returns what is to be printed when all is saved; None for nothing."""
-        output: Printed | Saved | Outputs
+        output: Output
         output = Printed(bar, as_json) if target is None else Saved(target, bar, as_json, self._method)
         endpoint, _, method = self._method.partition("/")
         if method == "execute" and target is None and not as_json and await is_kernel(client, endpoint):
@@ -123,9 +125,7 @@ class _Asking:
 
         return await save_ranges(ask_again, self._params, result, target, bar)
 
-    async def _ask(
-        self, client: AsyncClient, source: Source | None, output: Printed | Saved | Outputs, bar: Bar
-    ) -> Any:
+    async def _ask(self, client: AsyncClient, source: Source | None, output: Output, bar: Bar) -> Any:
         """The items go to `output`; returns the result."""
         told = bar.tell if bar.is_shown else None
         if self._options["key"] is not None:

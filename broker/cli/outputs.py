@@ -65,11 +65,8 @@ def _show(value: dict[str, Any]) -> None:
         _write(sys.stderr, f"{text if sys.stderr.isatty() else _COLOURS.sub('', text)}\n")
     elif kind in ("execute_result", "display_data", "update_display_data"):
         data = value.get("data") or {}
-        text = data.get("text/plain")
-        others = [name for name in data if name != "text/plain"]
-        if text is None:
-            text = f"<{', '.join(others) or 'nothing'}; --json shows it>"
-        _write(sys.stdout, f"{text}\n")
+        kinds = ", ".join(data) or "nothing"
+        _write(sys.stdout, f"{data.get('text/plain', f'<{kinds}; --json shows it>')}\n")
 
 
 def _write(file: TextIO, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from broker.wire.kernel import KernelMessage
 from broker.wire.session import DELIMITER, MessageError, SignatureError, feed_identities, pack_json
 
 log = logging.getLogger("broker.links")
+
+CHECKED_BYTES = 1 << 20
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -59,13 +62,25 @@ def _object(text: bytes) -> bytes:
     Raises ValueError for anything else.
     """
     try:
-        text.decode()
+        _check_utf8(text)
         _RAW.decode(text)
     except ValueError:
         text = pack_json(json.loads(text.decode("utf-8", "replace")))
     if text.lstrip()[:1] != b"{":
         raise ValueError("where a JSON object belongs stands something else")
     return text
+
+
+def _check_utf8(text: bytes) -> None:
+    """Raises UnicodeDecodeError. In pieces: a text of 100 MB would be there twice."""
+    if len(text) < CHECKED_BYTES:
+        text.decode()
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(text)
+    for at in range(0, len(view), CHECKED_BYTES):
+        decoder.decode(view[at : at + CHECKED_BYTES])
+    decoder.decode(b"", final=True)
 
 
 class Channel:
@@ -99,9 +114,11 @@ class Channel:
 
     def _take(self, frames: list[zmq.Frame]) -> None:
         try:
-            identities, signed = feed_identities([frame.bytes for frame in frames])
+            copied = [frame.bytes for frame in frames]
+            frames.clear()  # ZeroMQ's own copies
+            identities, signed = feed_identities(copied)
             self._session.verify(signed)
-            texts = [_object(bytes(text)) for text in signed[1:5]]
+            texts = [_object(bytes(text)) for text in signed[1:5]]  # they are bytes: nothing is copied
             message = KernelMessage(self._name, texts[0], texts[1], texts[2], texts[3], tuple(signed[5:]))
             received = read(message, [bytes(identity) for identity in identities])
         except (MessageError, SignatureError, ValueError, RecursionError) as error:

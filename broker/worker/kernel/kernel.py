@@ -33,6 +33,7 @@ ASK_AGAIN_S = 0.5
 """how long until a kernel that is silent is asked again whether it is there"""
 LOOK_S = 2.0
 """how often it is looked whether the process runs, beside the connection, which usually tells at once"""
+ANOTHER_ANSWERS_S = 2.0
 AWAY_S = 2.0
 """how long the connection to a kernel that is attached to may be away until it counts as dead"""
 RESTARTS_MAX = 5
@@ -81,6 +82,7 @@ class Kernel:
         self._iopub_seen = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
+        self._was_away = False
         self._deaths = 0
 
     # ------------------------------------------------------------ life
@@ -168,6 +170,7 @@ class Kernel:
             try:
                 reply = await self._ask_own("shell", "kernel_info_request", {}, ASK_AGAIN_S)
                 info = msgspec.json.decode(reply.message.content)
+                self._session_id = reply.header.session
             except KernelError:
                 continue
             try:
@@ -239,6 +242,8 @@ class Kernel:
             async with self._restarting:
                 if not self.is_dead and await self._has_died():
                     await self._died()
+                elif not self.process.can_restart and self._was_away and await self._is_another():
+                    await self._was_restarted()
                 elif not self.process.can_restart and self.is_dead:
                     await self._come_back()
 
@@ -250,12 +255,37 @@ class Kernel:
             if alive is False:
                 return True
             if "shell" in self._connected:
+                self._was_away = True
                 break  # only the connection was lost; it is there again
             await asyncio.sleep(0.02)
         lost = self._gone.is_set() and "shell" not in self._connected
         self._gone.clear()
         alive = await self.process.is_alive()
         return lost if alive is None else not alive
+
+    async def _is_another(self) -> bool:
+        """Whether what is there again is another process, as its session says. Control answers beside running cells."""
+        try:
+            reply = await self._ask_own("control", "kernel_info_request", {}, ANOTHER_ANSWERS_S)
+        except KernelError:
+            return False  # it is asked again
+        self._was_away = False
+        return reply.header.session != self._session_id
+
+    async def _was_restarted(self) -> None:
+        """Whoever has started it has put another in its place."""
+        log.warning("the kernel was started again by others")
+        self.died += 1
+        self._unsettle()
+        self._fail_all("KernelDied", "the kernel died while it had this request")
+        self._tell("restarting")
+        try:
+            await self._nudge(ATTACHED_ANSWERS_S)
+        except KernelError as error:
+            log.warning("%s", error)
+            self._tell("dead")
+        else:
+            self._settle()
 
     async def _died(self) -> None:
         """It is dead: whoever waits is told, and it is started again if that makes sense."""
@@ -405,7 +435,6 @@ class Kernel:
 
     def _heard_iopub(self, received: Received, parent: str) -> None:
         kind = received.header.msg_type
-        self._session_id = received.header.session
         self._iopub_seen.set()
         self.last_activity = _date()
         self._number += 1

@@ -242,8 +242,7 @@ class KernelWorker(Worker):
         if reply.status != "ok" and follows:
             kind = reply.ename or "Aborted"
             text = reply.evalue if reply.ename else "the kernel did not run it, because something before it failed"
-            data = {"type": kind, "message": text, "traceback": reply.traceback}
-            raise Fault(f"{kind}: {text}" if reply.ename else text, data=data)
+            raise Fault(text or kind, data={"type": kind, "message": text, "traceback": reply.traceback})
         return Encoded(received.message.content)
 
     async def _answer(self, request: Request, asking: Asking) -> Received | None:
