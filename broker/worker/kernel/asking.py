@@ -61,6 +61,11 @@ class Asking:
         else:
             self._end_in(TRAILS_S)
 
+    def lost_iopub(self) -> None:
+        """What the kernel said last may be lost: if it has replied, nothing more is waited for."""
+        if self._reply is not None:
+            self._end()
+
     def show(self, received: Received, number: int) -> None:
         """A message of the kernel about it, for its caller."""
         if self.is_followed and (self.shows is None or received.header.msg_type in self.shows):

@@ -223,9 +223,15 @@ class Kernel:
 
     def _tell_gap(self) -> None:
         """IOPub's connection broke and that of the shell did not: what the kernel said meanwhile is lost."""
-        if self._ready.is_set():
-            text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
-            self._say("stream", {"name": "stderr", "text": text})
+        if not self._ready.is_set():
+            return
+        text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
+        asking = self._asking.get(self._begun or "")
+        told = self._say("stream", {"name": "stderr", "text": text}, asking)
+        if asking is not None:
+            asking.show(told, self._number)
+        for each in self._asking.values():
+            each.lost_iopub()
 
     async def _watch(self) -> None:
         """Notice the kernel's end, and start it again if it was started here."""
@@ -469,14 +475,17 @@ class Kernel:
             self._settled.set()
         self._say("status", {"execution_state": state})
 
-    def _say(self, msg_type: str, content: dict[str, Any]) -> None:
+    def _say(self, msg_type: str, content: dict[str, Any], asking: Asking | None = None) -> Received:
         self._number += 1
         header = {
             "msg_id": f"{self._session_id}_broker_{self._number}", "msg_type": msg_type, "username": "broker",
             "session": self._session_id, "date": now(), "version": "5.4",
         }  # fmt: skip
-        message = KernelMessage("iopub", msgspec.json.encode(header), b"{}", b"{}", msgspec.json.encode(content))
-        self._heard(Received(message, Header(header["msg_id"], msg_type, self._session_id), Header()), self._number)
+        parent = b"{}" if asking is None else asking.message.header
+        message = KernelMessage("iopub", pack_json(header), parent, b"{}", pack_json(content))
+        told = Received(message, Header(header["msg_id"], msg_type, self._session_id), Header())
+        self._heard(told, self._number)
+        return told
 
     def _fail_all(self, kind: str, why: str) -> None:
         asking, self._asking = self._asking, {}

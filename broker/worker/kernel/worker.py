@@ -31,9 +31,11 @@ CAPACITY = 1000
 """requests at a time: those that wait in the kernel's queue are among them, and must not keep an interrupt out"""
 GRACE_S = 30.0
 """a broken connection ends nothing for so long: the kernel goes on, and so do its requests"""
-PUBLISHED_AHEAD_MAX = 64
-"""messages that may be on their way to the broker without its word that it has published them"""
-PUBLISHED_AHEAD_MAX_BYTES = 2 << 20
+MARK_EVERY = 32
+"""messages of which the last is published with a question for the broker's word"""
+MARK_EVERY_BYTES = 256 << 10
+MARKS_AHEAD_MAX = 4
+"""such questions that may be open; then publishing waits"""
 SHOWN = frozenset(("stream", "display_data", "execute_result", "error", "update_display_data", "clear_output"))
 """the kinds of messages that plain callers of `execute` get as items"""
 
@@ -59,7 +61,7 @@ class KernelWorker(Worker):
         self._broadcasts = Outputs(as_message)
         self._publishing: asyncio.Task[None] | None = None
         self._ahead: set[asyncio.Future[Any]] = set()
-        self._ahead_bytes = 0
+        self._unmarked = self._unmarked_bytes = 0
         self._landed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
         for method in (
@@ -270,36 +272,35 @@ class KernelWorker(Worker):
         while True:
             output = await self._broadcasts.get()
             assert output is not None
-            connection = self._connection
-            while (
-                connection is None or not connection.is_up or len(self._ahead) >= PUBLISHED_AHEAD_MAX
-                or self._ahead_bytes > PUBLISHED_AHEAD_MAX_BYTES
-            ):  # fmt: skip
+            while self._connection is None or not self._connection.is_up or len(self._ahead) >= MARKS_AHEAD_MAX:
                 self._landed.clear()
                 await self._landed.wait()
-            self._publish_one(output)
+            try:
+                self._publish_one(output)
+            except BrokerError as error:
+                log.warning("a message of the kernel was not published: %s", error)
 
     def _publish_one(self, output: Encoded) -> None:
+        """Publish one message. The broker deals with them in order, so a word from it now and then is enough."""
         connection = self._connection
         assert connection is not None
-        size = len(output.text) + sum(map(len, output.attachments))
         params = b'{"endpoint":%b,"topic":"iopub","data":%b}' % (msgspec.json.encode(self.endpoint), output.text)
-        waiter: asyncio.Future[Any] = self._loop.create_future()
-        self._ahead.add(waiter)
-        self._ahead_bytes += size
+        self._unmarked += 1
+        self._unmarked_bytes += len(output.text) + sum(map(len, output.attachments))
+        if self._unmarked < MARK_EVERY and self._unmarked_bytes < MARK_EVERY_BYTES:
+            connection.notify("broker.publish", params, output.attachments)
+            return
+        self._unmarked = self._unmarked_bytes = 0
+        mark: asyncio.Future[Any] = self._loop.create_future()
+        self._ahead.add(mark)
+        mark.add_done_callback(self._marked)
+        connection.ask("broker.publish", params, output.attachments, _PUBLISHING, mark)
 
-        def landed(done: asyncio.Future[Any]) -> None:
-            self._ahead.discard(done)
-            self._ahead_bytes -= size
-            self._landed.set()
-            if not done.cancelled() and done.exception() is not None:
-                log.warning("a message of the kernel was not published: %s", done.exception())
-
-        waiter.add_done_callback(landed)
-        try:
-            connection.ask("broker.publish", params, output.attachments, _PUBLISHING, waiter)
-        except BrokerError as error:
-            waiter.set_exception(error)
+    def _marked(self, mark: asyncio.Future[Any]) -> None:
+        self._ahead.discard(mark)
+        self._landed.set()
+        if not mark.cancelled() and mark.exception() is not None:
+            log.warning("messages of the kernel were not published: %s", mark.exception())
 
     def link_changed(self, up: bool, why: str) -> None:
         """What the kernel has said meanwhile goes out when there is a link again."""

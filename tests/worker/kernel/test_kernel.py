@@ -475,3 +475,17 @@ def test_a_hundred_megabytes_of_text_are_bounded_and_what_is_missing_is_said(mon
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     run(main)
+
+
+def test_a_message_above_the_bound_costs_its_output_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.worker.kernel.sockets.MESSAGE_MAX_BYTES", 1 << 20)
+
+    async def main() -> None:
+        async with kernel_running() as (worker, client):
+            items, result = await outputs(client, "print('x' * (2 << 20))")
+            assert "output is missing: the connection to the kernel's IOPub broke" in items[-1]["text"]
+            assert result["status"] == "ok"
+            assert (await outputs(client, "print('hi')"))[0][0]["text"] == "hi\n", "it is heard again"
+            assert worker.kernel.died == 0
+
+    run(main)
