@@ -31,6 +31,8 @@ ATTACHED_ANSWERS_S = 10.0
 """how long one that is attached to may take"""
 ASK_AGAIN_S = 0.5
 """how long until a kernel that is silent is asked again whether it is there"""
+GAP_S = 0.3
+"""how long after IOPub's connection broke it is looked whether the kernel lives"""
 LOOK_S = 2.0
 """how often it is looked whether the process runs, beside the connection, which usually tells at once"""
 ANOTHER_ANSWERS_S = 2.0
@@ -219,12 +221,14 @@ class Kernel:
         if channel == "shell":
             self._gone.set()
         elif channel == "iopub" and self._ready.is_set():
-            asyncio.get_running_loop().call_later(LOOK_S, self._tell_gap)
+            asyncio.get_running_loop().call_later(GAP_S, self._tell_gap)
 
     def _tell_gap(self) -> None:
         """IOPub's connection broke and that of the shell did not: what the kernel said meanwhile is lost."""
-        if not self._ready.is_set():
+        if not self._ready.is_set() or self._sockets is None:
             return
+        if "iopub" not in self._connected:
+            self._sockets.reopen("iopub")
         text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
         asking = self._asking.get(self._begun or "")
         told = self._say("stream", {"name": "stderr", "text": text}, asking)
@@ -248,6 +252,8 @@ class Kernel:
             async with self._restarting:
                 if not self.is_dead and await self._has_died():
                     await self._died()
+                elif self.process.can_restart and not self.is_dead and "shell" not in self._connected:
+                    await self._connect_again()
                 elif not self.process.can_restart and self._was_away and await self._is_another():
                     await self._was_restarted()
                 elif not self.process.can_restart and self.is_dead:
@@ -268,6 +274,17 @@ class Kernel:
         self._gone.clear()
         alive = await self.process.is_alive()
         return lost if alive is None else not alive
+
+    async def _connect_again(self) -> None:
+        """The process lives, but its connection broke and is not there again."""
+        assert self._sockets is not None
+        self._unsettle()
+        self._fail_all("KernelUnreachable", "the connection to the kernel broke; was its reply above 256 MiB?")
+        try:
+            await self._connect(self._sockets.info, ANSWERS_S)
+        except KernelError as error:
+            log.warning("%s", error)
+            self._tell("dead")
 
     async def _is_another(self) -> bool:
         """Whether what is there again is another process, as its session says. Control answers beside running cells."""

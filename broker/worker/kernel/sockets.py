@@ -38,12 +38,13 @@ class Sockets:
         self.info = info
         self.session = Session(info.key.encode(), scheme=info.signature_scheme)
         self._watched = watched
-        self._monitors: list[Monitor] = []
+        self._received = received
+        self._monitors: dict[str, Monitor] = {}
         self._channels: dict[str, Channel] = {}
-        identity = secrets.token_hex(8).encode()
+        self._identity = secrets.token_hex(8).encode()
         try:
             for name in ("iopub", "shell", "control", "stdin"):
-                self._channels[name] = Channel(name, self._connect(name, identity), self.session, received)
+                self._channels[name] = Channel(name, self._connect(name), self.session, received)
         except BaseException:
             self.close()
             raise
@@ -57,16 +58,24 @@ class Sockets:
         """Send a message over its channel. Raises `zmq.Again` if the kernel takes nothing more."""
         self._channels[message.channel].send(message)
 
+    def reopen(self, name: str) -> None:
+        """Connect a channel anew: after a message above the bound ZeroMQ does not by itself."""
+        self._monitors.pop(name).close()
+        refused = self._channels[name].refused
+        self._channels[name].close()
+        channel = self._channels[name] = Channel(name, self._connect(name), self.session, self._received)
+        channel.refused = refused
+
     def close(self) -> None:
         """Leave nothing open."""
-        for monitor in self._monitors:
+        for monitor in self._monitors.values():
             monitor.close()
         self._monitors.clear()
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
 
-    def _connect(self, name: str, identity: bytes) -> zmq.Socket[bytes]:
+    def _connect(self, name: str) -> zmq.Socket[bytes]:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         socket: zmq.Socket[bytes] = context.socket(zmq.SUB if name == "iopub" else zmq.DEALER)
         socket.linger = 0
@@ -84,7 +93,7 @@ class Sockets:
         if name == "iopub":
             socket.subscribe(b"")
         else:
-            socket.identity = identity
+            socket.identity = self._identity
         self._watch(name, socket)
         socket.connect(info.url(name))
         return socket
@@ -93,4 +102,4 @@ class Sockets:
         def told(event: int, _value: int) -> None:
             self._watched(name, event)
 
-        self._monitors.append(Monitor(asyncio.get_running_loop(), socket, told, GONE | BACK))
+        self._monitors[name] = Monitor(asyncio.get_running_loop(), socket, told, GONE | BACK)
