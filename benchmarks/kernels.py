@@ -2,11 +2,11 @@
 
 `python -m benchmarks.kernels [--cells 1000] [--mb 100] [--json]`
 
-Broker, kernel and worker are processes of their own. The same cell, `1+1`, is run in turns, so that all ways meet the
-same noise, in three ways: `direct` (jupyter_client's BlockingKernelClient at the kernel's own sockets), `request` (the
-SDK's Client, `kernels.NAME/shell`), and `relay` (the same BlockingKernelClient at the sockets of `broker kernel
-connect`, one process more). Measured is the time from the request to the reply: its median in ms, and what is added to
-that of `direct`. `cpu` is the processor time of broker and worker per cell that went through them, in µs.
+Broker, kernel and worker are processes of their own. The same cell, `1+1`, is run in turns with `direct`
+(jupyter_client's BlockingKernelClient at the kernel's own sockets), so that both meet the same noise: as `request` (our
+Client, `kernels.NAME/shell`), then as `relay` (BlockingKernelClient at the sockets of `broker kernel connect`, one
+process more, and one that listens). Measured is the time from the request to the reply: its median in ms, and what is
+added to that of `direct`. `cpu` is the processor time of broker and worker per cell of `request`, in µs.
 
 Then the kernel prints `--mb` MB while one caller reads it and one listens to IOPub without reading: the peak resident
 memory of broker and worker before and after, in MiB. Goal: `request` adds at most 1 ms.
@@ -79,8 +79,8 @@ def by_request(client: Client) -> Callable[[], object]:
     return cell
 
 
-def latency(ways: dict[str, Callable[[], object]], cells: int, pids: dict[str, int]) -> dict[str, Any]:
-    """Medians in ms, and the processor time of broker and worker per cell of `request`, in µs."""
+def latency(ways: dict[str, Callable[[], object]], cells: int) -> dict[str, float]:
+    """Medians in ms of ways that take turns, `direct` first among them, and what the other adds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(cells + 20):
         for name, cell in ways.items():
@@ -89,12 +89,19 @@ def latency(ways: dict[str, Callable[[], object]], cells: int, pids: dict[str, i
             if number >= 20:
                 times[name].append(time.perf_counter() - begun)
     medians = {name: statistics.median(each) * 1000 for name, each in times.items()}
+    (other,) = (name for name in ways if name != "direct")
+    return {
+        f"direct_beside_{other}_ms": medians["direct"], f"{other}_ms": medians[other],
+        f"{other}_adds_ms": medians[other] - medians["direct"],
+    }  # fmt: skip
+
+
+def cpu_us(cell: Callable[[], object], cells: int, pids: dict[str, int]) -> dict[str, float]:
+    """The processor time of broker and worker per cell."""
     before = {name: cpu_s(pid) for name, pid in pids.items()}
     for _ in range(cells):
-        ways["request"]()
-    cpu = {f"cpu_{name}_us": (cpu_s(pid) - before[name]) / cells * 1e6 for name, pid in pids.items()}
-    added = {f"{name}_adds_ms": medians[name] - medians["direct"] for name in ways if name != "direct"}
-    return {f"{name}_ms": value for name, value in medians.items()} | added | cpu
+        cell()
+    return {f"cpu_{name}_us": (cpu_s(pid) - before[name]) / cells * 1e6 for name, pid in pids.items()}
 
 
 async def printing(url: str, mb: int, pids: dict[str, int]) -> dict[str, Any]:
@@ -133,15 +140,17 @@ def measure(url: str, environment: dict[str, str], folder: Path, arguments: argp
         worker = begin("work", "kernel", "--connection-file", manager.connection_file, "--endpoint", ENDPOINT)
         with Client(url, TOKEN) as client:
             client.call(f"{ENDPOINT}/state", wait=True, timeout=30)
+            direct, pids = blocking(manager.connection_file), {"broker": daemon, "worker": worker.pid}
+            request = by_request(client)
+            told = latency({"direct": by_jupyter(direct), "request": request}, arguments.cells)
+            told |= cpu_us(request, arguments.cells, pids)
             relayed = folder / "relay.json"
             begin("kernel", "connect", ENDPOINT, "--connection-file", str(relayed))
             ends_at = time.monotonic() + 20
             while not relayed.exists() and time.monotonic() < ends_at:
                 time.sleep(0.05)
-            direct, relay = blocking(manager.connection_file), blocking(str(relayed))
-            ways = {"direct": by_jupyter(direct), "request": by_request(client), "relay": by_jupyter(relay)}
-            pids = {"broker": daemon, "worker": worker.pid}
-            told = latency(ways, arguments.cells, pids)
+            relay = blocking(str(relayed))
+            told |= latency({"direct": by_jupyter(direct), "relay": by_jupyter(relay)}, arguments.cells)
             direct.stop_channels()
             relay.stop_channels()
         return told | asyncio.run(printing(url, arguments.mb, pids))
