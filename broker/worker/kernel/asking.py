@@ -68,7 +68,11 @@ class Asking:
 
     def show(self, received: Received, number: int) -> None:
         """A message of the kernel about it, for its caller."""
-        if self.is_followed and (self.shows is None or received.header.msg_type in self.shows):
+        if (
+            self.is_followed
+            and not self.is_cancelled
+            and (self.shows is None or received.header.msg_type in self.shows)
+        ):
             self.outputs.put(received, number)
 
     def ask_input(self, received: Received) -> None:

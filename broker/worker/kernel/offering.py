@@ -83,7 +83,7 @@ class KernelsWorker(Worker):
         return await self._view(number, worker)
 
     async def list(self) -> list[dict[str, Any]]:
-        """The kernels that run here: `{id, endpoint, name, execution_state, last_activity, waiting, deaths}` each."""
+        """The kernels that run here: `{id, endpoint, name, execution_state, …}` each, as `state` tells."""
         return [await self._view(number, worker) for number, worker in self.kernels.items()]
 
     async def end(self, id: str) -> None:

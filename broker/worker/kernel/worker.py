@@ -202,11 +202,11 @@ class KernelWorker(Worker):
         self._leaving = asyncio.get_running_loop().create_task(self.stop())
 
     async def state(self) -> dict[str, Any]:
-        """`{execution_state, last_activity, waiting, deaths, name}`."""
+        """`{execution_state, last_activity, waiting, deaths, dropped_bytes, name}`; dropped on the way to listeners."""
         kernel = self.kernel
         return {
             "execution_state": kernel.state, "last_activity": kernel.last_activity, "waiting": kernel.waiting,
-            "deaths": kernel.died, "name": kernel.process.name,
+            "deaths": kernel.died, "dropped_bytes": self._broadcasts.dropped_bytes, "name": kernel.process.name,
         }  # fmt: skip
 
     # ------------------------------------------------------------ details
