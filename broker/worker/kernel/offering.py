@@ -91,7 +91,7 @@ class KernelsWorker(Worker):
         worker = self.kernels.get(id)
         if worker is None:
             raise _fault("NoKernel", f"no kernel {id[:80]!r} was started here; {self.endpoint}.ID/shutdown ends any")
-        worker.drain = 0.0  # it is taken from the broker first, so that nobody asks it any more; cells are not waited for
+        worker.drain = 0.0  # taken from the broker first, so that nobody asks it any more; cells are not waited for
         await worker.stop()
 
     async def stop(self, *, now: bool = False) -> None:
