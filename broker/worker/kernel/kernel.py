@@ -31,6 +31,7 @@ ATTACHED_ANSWERS_S = 10.0
 """how long one that is attached to may take"""
 ASK_AGAIN_S = 0.5
 """how long until a kernel that is silent is asked again whether it is there"""
+SUBSCRIBED_S = 0.1
 GAP_S = 0.3
 """how long after IOPub's connection broke it is looked whether the kernel lives"""
 LOOK_S = 2.0
@@ -85,6 +86,7 @@ class Kernel:
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
         self._was_away = False
+        self._gap = False
         self._deaths = 0
 
     # ------------------------------------------------------------ life
@@ -216,19 +218,30 @@ class Kernel:
     def _watched(self, channel: str, event: int) -> None:
         if event == BACK:
             self._connected.add(channel)
+            if channel == "iopub" and self._gap:  # a little later: the kernel has to hear of the subscription
+                self._gap = False
+                asyncio.get_running_loop().call_later(SUBSCRIBED_S, self._tell_gap)
             return
         self._connected.discard(channel)
         if channel == "shell":
             self._gone.set()
         elif channel == "iopub" and self._ready.is_set():
-            asyncio.get_running_loop().call_later(GAP_S, self._tell_gap)
+            asyncio.get_running_loop().call_later(GAP_S, self._look_at_gap)
+
+    def _look_at_gap(self) -> None:
+        """IOPub's connection broke: if the kernel lives, see that it is there again, then tell."""
+        if not self._ready.is_set() or self._sockets is None:
+            return
+        if "iopub" in self._connected:
+            self._tell_gap()
+        else:
+            self._gap = True
+            self._sockets.reopen("iopub")
 
     def _tell_gap(self) -> None:
         """IOPub's connection broke and that of the shell did not: what the kernel said meanwhile is lost."""
-        if not self._ready.is_set() or self._sockets is None:
+        if not self._ready.is_set():
             return
-        if "iopub" not in self._connected:
-            self._sockets.reopen("iopub")
         text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
         asking = self._asking.get(self._begun or "")
         told = self._say("stream", {"name": "stderr", "text": text}, asking)
