@@ -13,6 +13,7 @@ SHORT = {
     "http": ["--calls", "100", "--repeat", "1"],
     "stream": ["--mb", "4", "--repeat", "1"],
     "embedding": ["--threads", "8", "--calls", "160", "--repeat", "1"],
+    "kernels": ["--cells", "10", "--mb", "3"],
     "sdk": ["--calls", "200", "--repeat", "1", "--memory", "1000"],
 }
 

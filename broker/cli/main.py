@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "broadcast": ("broker.cli.broadcasts:broadcast", "Send to everybody who listens."),
     "listen": ("broker.cli.broadcasts:listen", "Print broadcasts as they come."),
     "work": ("broker.cli.work:work", "Be a worker: serve a folder, Python or a command."),
+    "kernel": ("broker.cli.kernel:kernel", "Use a Jupyter kernel at the other end as if it ran here."),
     "endpoints": ("broker.cli.listings:endpoints", "List the endpoints and how busy they are."),
     "describe": ("broker.cli.listings:describe", "Show an endpoint's workers and methods."),
     "peers": ("broker.cli.listings:peers", "List who is connected."),

@@ -139,6 +139,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deadline_max_s: Annotated[
         _Deadline, Meta(description="The longest timeout in seconds that a caller may ask for.")
     ] = 3600
+    deadline_served_max_s: Annotated[
+        _Deadline,
+        Meta(description="The longest deadline in seconds that a worker may set for its endpoint, as kernels do."),
+    ] = 604_800
     slot_ms: Annotated[
         int, Meta(ge=1, le=200, description="Milliseconds to which deadlines are gathered and so may be late.")
     ] = 50
