@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -38,6 +38,31 @@ class Lag:
         self.max_s = max(self.max_s, late_s)
 
 
+class FrontEndCounts(Protocol):
+    """What is counted of Jupyter's front ends; their number is how many there are."""
+
+    @property
+    def connected(self) -> int:
+        """Those with a link."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Messages they had no room for."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class NoFrontEnds:
+    """Where there are none."""
+
+    connected = left_out = 0
+
+    def __len__(self) -> int:
+        return 0
+
+
 class Sources(msgspec.Struct):
     """Where the figures come from. `acceptor` is None in a program that brings its own HTTP server."""
 
@@ -46,6 +71,7 @@ class Sources(msgspec.Struct):
     auth: AuthCounters
     lag: Lag
     acceptor: Callable[[], Acceptor | None]
+    front_ends: FrontEndCounts = msgspec.field(default_factory=NoFrontEnds)
 
 
 class Collector:
@@ -173,6 +199,12 @@ class Collector:
         yield over_share
         text = "Sessions without a link that may return."
         yield GaugeMetricFamily("broker_sessions_away", text, value=router.sessions.suspended)
+        front_ends = self._sources.front_ends
+        text = "Front ends of kernels, those that are away included."
+        yield GaugeMetricFamily("broker_front_ends", text, value=len(front_ends))
+        yield GaugeMetricFamily("broker_front_ends_connected", "Those of them with a link.", value=front_ends.connected)
+        text = "Messages of kernels that a front end had no room for, away or reading slowly."
+        yield CounterMetricFamily("broker_front_end_messages_left_out", text, value=front_ends.left_out)
         yield GaugeMetricFamily("broker_fanouts", "Broadcasts under way.", value=len(router.fanouts))
         text = "Sessions that hear again what a topic has kept."
         yield GaugeMetricFamily("broker_replays_pending", text, value=len(router.state.replays))

@@ -4,6 +4,7 @@ import base64
 import binascii
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -77,12 +78,32 @@ def from_ticket(facts: RequestFacts) -> Credential | None:
     return None if value is None else Credential("ticket", value)
 
 
-READERS: tuple[Callable[[RequestFacts], Credential | None], ...] = (
+Readers: TypeAlias = tuple[Callable[[RequestFacts], Credential | None], ...]
+READERS: Readers = (
     from_authorization,
     from_subprotocol,
     from_ticket,
 )
 """Where credentials are looked for; the first place that holds one decides."""
+
+
+def from_jupyter_authorization(facts: RequestFacts) -> Credential | None:
+    """`Authorization: token <token>`, as JupyterLab sends it, or Bearer as everywhere."""
+    value = _only(facts.header("authorization"), "Authorization header")
+    if value is None:
+        return None
+    scheme, _, secret = value.partition(" ")
+    return Credential("token", secret.strip(" ") if scheme.lower() in ("bearer", "token") else None)
+
+
+def from_token_parameter(facts: RequestFacts) -> Credential | None:
+    """`?token=…`, as front ends of notebooks send it with a WebSocket."""
+    value = _only(facts.parameter("token"), "token")
+    return None if value is None else Credential("token", value)
+
+
+JUPYTER_READERS = (from_jupyter_authorization, from_subprotocol, from_ticket, from_token_parameter)
+"""Where credentials are looked for on the paths of Jupyter's front ends."""
 
 
 def bearer_subprotocol(token: str) -> str:
@@ -152,15 +173,16 @@ class Authenticator:
             self._count_door(refused.status)
             raise
 
-    def authenticate(self, facts: RequestFacts, cookie: str | None = None) -> Principal:
-        """Who sent the request. `cookie` is what the session cookie is called there, if not as elsewhere.
+    def authenticate(self, facts: RequestFacts, cookie: str | None = None, readers: Readers = READERS) -> Principal:
+        """Who sent the request. `cookie` is what the session cookie is called there, if not as elsewhere; `readers`
+        say where else credentials are looked for.
 
         Raises Refused: 400, 421, 403 as `check_door`; 400 for a credential given twice; 401 for none, 401 in
         one form for every credential that is not valid, 429 with Retry-After instead of that when too many
         wrong ones came from the address. A valid credential passes however many wrong ones came before.
         """
         self.check_door(facts)
-        credential = self._credential(facts, self.cookie if cookie is None else cookie)
+        credential = self._credential(facts, self.cookie if cookie is None else cookie, readers)
         principal = self._principal(credential)
         if principal is None:
             raise self._wrong(facts.remote)
@@ -269,9 +291,9 @@ class Authenticator:
         self.counters.misdirected += status == 421
         self.counters.origin_refused += status == 403
 
-    def _credential(self, facts: RequestFacts, cookie: str) -> Credential:
+    def _credential(self, facts: RequestFacts, cookie: str, readers: Readers) -> Credential:
         try:
-            for reader in READERS:
+            for reader in readers:
                 credential = reader(facts)
                 if credential is not None:
                     return credential

@@ -62,7 +62,9 @@ def place_of(url: str) -> str | Place:
     except (ConnectionFileError, UnicodeEncodeError) as error:
         raise ConnectionError(str(error)) from None
     if info.curve_publickey and not info.curve_serverkey:
-        raise ConnectionError(f"{url} is the broker's own; `broker curve create NAME` writes one for a client with CURVE")
+        raise ConnectionError(
+            f"{url} is the broker's own; `broker curve create NAME` writes one for a client with CURVE"
+        )
     return Place(
         info.url("shell"),
         info.key.encode(),

@@ -415,9 +415,7 @@ class ZeroMQ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hb_port: Annotated[_Port, Meta(description="Port of the heartbeat, which echoes; 0: any.")] = 0
     connection_file: Annotated[
         str,
-        Meta(
-            description="Where to write the connection file; empty: beside the access file of this user.", extra=PATH
-        ),
+        Meta(description="Where to write the connection file; empty: beside the access file of this user.", extra=PATH),
     ] = ""
     key_file: Annotated[
         str, Meta(description="File with the key that signs messages; empty: a new one at every start.", extra=PATH)
@@ -458,6 +456,29 @@ class ZeroMQ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 10_000
 
 
+class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Jupyter's front ends: the paths below `/api/kernels`, by which JupyterLab uses the kernels that workers serve."""
+
+    enabled: Annotated[
+        bool, Meta(description="Serve `/api/kernels` and `/api/kernelspecs` to who may call `kernels.*`.")
+    ] = True
+    away_s: Annotated[
+        float,
+        Meta(ge=0, le=7 * DAY_S, description="Seconds for which a front end that lost its link may be away: what its "
+             "kernel says meanwhile waits for it."),
+    ] = 300  # fmt: skip
+    waiting_max_bytes: Annotated[
+        int,
+        Meta(ge=65_536, le=1024 * MIB, description="Bytes that wait for one front end that is away, or reads slowly; "
+             "text is left out above half of it, everything above it, and the front end is told."),
+    ] = 5 * MIB  # fmt: skip
+    nudge_s: Annotated[
+        float,
+        Meta(gt=0, le=600, description="Seconds for which a kernel may take to answer before a new front end is let "
+             "through to it all the same."),
+    ] = 10  # fmt: skip
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the daemon writes to its standard error."""
 
@@ -479,4 +500,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     endpoints: dict[str, Endpoint] = {}
     rtcloud: RtCloud = RtCloud()
     zeromq: ZeroMQ = ZeroMQ()
+    kernels: Kernels = Kernels()
     log: Log = Log()

@@ -63,8 +63,8 @@ class Endpoint:
     """
 
     __slots__ = (
-        "bounds", "classes", "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits", "lines",
-        "listeners", "name", "queue", "queue_max", "registrations", "served", "topics",
+        "bounds", "classes", "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits",
+        "lines", "listeners", "name", "queue", "queue_max", "registrations", "served", "topics",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, own: EndpointLimits | None) -> None:

@@ -52,6 +52,16 @@ from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
 from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
+from broker.transports.kernels.channels import ChannelsHandler
+from broker.transports.kernels.front_ends import FrontEnds
+from broker.transports.kernels.rest import (
+    InterruptHandler,
+    KernelHandler,
+    KernelsHandler,
+    RestartHandler,
+    SpecsHandler,
+    VersionHandler,
+)
 from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
 from broker.wire.connection_file import ConnectionInfo
@@ -190,6 +200,7 @@ class Broker(Embedding):
         if rtcloud.enabled:
             self.daemons = DaemonSignIn(rtcloud.endpoints.values(), test_user=rtcloud.test_user)
         self.call_ids = CallIds(lambda: secrets.randbits(CALL_ID_BITS) or 1)
+        self.front_ends = FrontEnds(self.engine, self.links, self.config.kernels)
         self._repeat("lag", LAG_SAMPLE_S, self._sample_lag)
         if self._tokens is not None:
             self._repeat("tokens", TOKENS_LOOK_S, self._look_at_tokens)
@@ -302,7 +313,9 @@ class Broker(Embedding):
         asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
         listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
-        sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
+        sources = Sources(
+            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends
+        )
         return [
             *([URLSpec(prefix, ToPageHandler, gate)] if prefix else []),
             URLSpec(rf"{prefix}/", PageHandler, gate),
@@ -322,6 +335,24 @@ class Broker(Embedding):
             URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),
             URLSpec(rf"{prefix}/metrics", MetricsHandler, gate | {"sources": sources}),
             *self._rtcloud_routes(prefix, listening),
+            *self._kernel_routes(prefix, listening),
+        ]
+
+    def _kernel_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:
+        """The paths of Jupyter's front ends."""
+        if not self.config.kernels.enabled:
+            return []
+        front = {name: value for name, value in listening.items() if name != "links"} | {"front_ends": self.front_ends}
+        kernel = rf"{prefix}/api/kernels/([^/]+)"
+        return [
+            URLSpec(rf"{prefix}/api", VersionHandler, front),
+            URLSpec(rf"{prefix}/api/kernelspecs", SpecsHandler, front),
+            URLSpec(rf"{prefix}/api/kernelspecs/([^/]+)", SpecsHandler, front),
+            URLSpec(rf"{prefix}/api/kernels", KernelsHandler, front),
+            URLSpec(kernel, KernelHandler, front),
+            URLSpec(rf"{kernel}/interrupt", InterruptHandler, front),
+            URLSpec(rf"{kernel}/restart", RestartHandler, front),
+            URLSpec(rf"{kernel}/channels", ChannelsHandler, front | {"links": self.links}),
         ]
 
     def _rtcloud_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:
@@ -421,7 +452,7 @@ class Broker(Embedding):
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
         if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
-        for section in ("auth", "rtcloud", "zeromq"):
+        for section in ("auth", "rtcloud", "zeromq", "kernels"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ReloadError(f"the section {section} cannot change while the broker runs; restart it")
         for key in FIXED_LIMITS:

@@ -193,4 +193,3 @@ def server_keys(path: Path) -> tuple[bytes, bytes]:
         return zmq.curve_public(secret), secret
     except (OSError, ValueError, zmq.ZMQError) as error:
         raise ConfigError(f"zeromq.curve_key_file: {path}: {error}") from None
-

@@ -28,8 +28,13 @@ V1_FORMAT, LEGACY_FORMAT = "v1.kernel.websocket.jupyter.org", "serialize_binary_
 OBJECTS = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none(), max_size=3).map(
     lambda value: json.dumps(value).encode()
 )
+HEADERS = st.builds(
+    lambda *given: json.dumps(dict(zip(("msg_id", "msg_type"), given, strict=True))).encode(),
+    st.text(max_size=5).filter(str.isprintable),
+    st.text(max_size=5).filter(str.isprintable),
+)
 MESSAGES = st.builds(
-    KernelMessage, st.sampled_from(CHANNELS), OBJECTS, OBJECTS, OBJECTS, OBJECTS,
+    KernelMessage, st.sampled_from(CHANNELS), HEADERS, OBJECTS, OBJECTS, OBJECTS,
     st.lists(st.binary(max_size=20), max_size=4).map(tuple),
 )  # fmt: skip
 TEXTS = ("header", "parent_header", "metadata", "content")
@@ -79,8 +84,12 @@ def test_golden_frames_of_jupyterlab_without_a_subprotocol(vector: dict[str, Any
     message = read_legacy(vector["text"] if vector["frame"] == "text" else bytes.fromhex(vector["hex"]))
     original = next(v for v in of_format(LEGACY_FORMAT) if v["name"] == vector["name"])
     assert decoded(message) == original["msg"]
-    _, binary = write_legacy(message)
+    pieces, binary = write_legacy(message)
     assert binary == (vector["frame"] == "binary")
+    header = original["msg"]["header"]
+    assert b'"msg_id":"%b","msg_type":"%b"' % (header["msg_id"].encode(), header["msg_type"].encode()) in b"".join(
+        pieces
+    )
 
 
 @given(MESSAGES)

@@ -20,8 +20,8 @@ from broker.transports.zeromq.hub import WATCHED, Entrance, Hub, Peer, endpoint_
 from broker.transports.zeromq.publishing import Publisher
 from broker.transports.zeromq.zap import Zap
 from broker.wire.connection_file import ConnectionInfo
-from broker.wire.session import DELIMITER
 from broker.wire.multipart import Multipart
+from broker.wire.session import DELIMITER
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
@@ -306,4 +306,3 @@ def check_address(settings: Settings) -> None:
             f"zeromq.host is {settings.host}, which other machines reach: what is said there could be read. "
             "Set zeromq.curve = true, or zeromq.host to 127.0.0.1"
         )
-

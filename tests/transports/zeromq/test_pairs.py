@@ -274,7 +274,7 @@ class HttpCaller:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    async def call(self, method: str, params: Any = None, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def call(self, method: str, params: Any = None, timeout: float | None = None) -> Any:
         if isinstance(params, dict) and isinstance(params.get("value"), bytes):
             params = {"value": {"$base64": base64.b64encode(params["value"]).decode()}}
         query = f"?timeout={timeout}" if timeout else ""
