@@ -37,18 +37,22 @@ class Grant(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not isinstance(self.roles, Role):
             raise TypeError(f"the roles of a grant are {self.roles!r:.80}; expected Role.CALLER | Role.WORKER, say")
-        if not isinstance(self.endpoints, tuple):  # a text would be taken letter by letter, and its `*` for everything
-            example = f"({self.endpoints!r:.140},)" if isinstance(self.endpoints, str) else '("scanner", "plots*")'
-            kind = type(self.endpoints).__name__
-            raise TypeError(f"the endpoints of a grant are a {kind}; expected a tuple of patterns: {example}")
-        for pattern in self.endpoints:
-            if not isinstance(pattern, str):
-                raise TypeError(f"a grant is for {pattern!r:.80}; expected the name of an endpoint, `*` in it or not")
-            if not is_pattern(pattern):
-                raise ValueError(
-                    f"a grant is for {pattern!r:.140}; expected the name of an endpoint, 1 to 128 of "
-                    "A-Z a-z 0-9 _ . - *, neither . nor - at its start"
-                )
+        _check_patterns(self.endpoints)
+
+
+def _check_patterns(endpoints: object) -> None:
+    if not isinstance(endpoints, tuple):  # a text would be taken letter by letter, and its `*` for everything
+        example = f"({endpoints!r:.140},)" if isinstance(endpoints, str) else '("scanner", "plots*")'
+        kind = type(endpoints).__name__
+        raise TypeError(f"the endpoints of a grant are a {kind}; expected a tuple of patterns: {example}")
+    for pattern in endpoints:
+        if not isinstance(pattern, str):
+            raise TypeError(f"a grant is for {pattern!r:.80}; expected the name of an endpoint, `*` in it or not")
+        if not is_pattern(pattern):
+            raise ValueError(
+                f"a grant is for {pattern!r:.140}; expected the name of an endpoint, 1 to 128 of A-Z a-z 0-9 _ . - *, "
+                "neither . nor - at its start"
+            )
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -81,7 +85,9 @@ class Principal(msgspec.Struct, frozen=True):
             raise TypeError(
                 f"the grants of {self.name} are {self.grants!r:.140}; expected a tuple of Grant, of one: (Grant(…),)"
             )
-        if self.expires_at is not None and (not isinstance(self.expires_at, int | float) or math.isnan(self.expires_at)):
+        if self.expires_at is not None and (
+            not isinstance(self.expires_at, int | float) or math.isnan(self.expires_at)
+        ):
             raise TypeError(f"{self.name} expires at {self.expires_at!r:.80}; expected Unix seconds, or None")
 
 
