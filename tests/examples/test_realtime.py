@@ -223,10 +223,10 @@ def test_one_run_at_a_time_and_within_bounds(caplog: pytest.LogCaptureFixture) -
                 with pytest.raises(errors.RemoteError, match="it goes from"):
                     await lab.call("start", **wrong)
             for mistyped in ({"repetition_s": "fast"}, {"repetition_s": True}, {"repetition_s": None}):
-                with pytest.raises(errors.RemoteError, match="repetition_s is .*; give a number of seconds"):
+                with pytest.raises(errors.RemoteError, match=r"repetition_s is .*; give a number of seconds"):
                     await lab.call("start", **mistyped)
             for mistyped in ({"images": "x"}, {"images": 2.5}, {"images": True}):
-                with pytest.raises(errors.RemoteError, match="images is .*; give a whole number"):
+                with pytest.raises(errors.RemoteError, match=r"images is .*; give a whole number"):
                     await lab.call("start", **mistyped)
             assert not any(record.exc_info for record in caplog.records)  # no traceback: it is no defect here
             await lab.call("stop")  # there is none
