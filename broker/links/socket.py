@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from broker.links.limits import LinkLimits
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
 
 _TLS_WRITE_BUFFER_BYTES = 65_536
+GATHER_BYTES, GATHERED_MAX = 4096, 1000
+"""of each piece on average, from which on they are written without being joined first, and so many at most: 5 µs less
+for a request and a reply of 16 KiB"""
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
@@ -98,22 +102,26 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     # ── the link's side ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
-        size = len(data)
+    def _hand(self, pieces: list[bytes | memoryview]) -> None:
         if self._transport.is_closing():
             self._pieces.clear()
             return
         # The transport holds nothing now: with a bound of 0 it pauses with the first byte it keeps, and what is blocked
         # is not handed anything. It closes the socket only after `is_closing` is true. So the detour over it can be
         # left out (0.9 µs with uvloop); it gets what the kernel does not take, and finds out itself what is wrong.
-        taken = 0
-        if self._fd >= 0:
-            try:
-                taken = os.write(self._fd, data)
-            except OSError:
-                taken = 0
+        count, taken = len(pieces), 0
+        if count == 1 or self._fd < 0 or self.enqueued - self.flushed < GATHER_BYTES * count or count > GATHERED_MAX:
+            data = pieces[0] if count == 1 else b"".join(pieces)
+            size = len(data)
+            if self._fd >= 0:
+                with suppress(OSError):
+                    taken = os.write(self._fd, data)
+        else:
+            data, size = b"", sum(map(len, pieces))
+            with suppress(OSError):
+                taken = os.writev(self._fd, pieces)
         if taken < size:
-            self._transport.write(memoryview(data)[taken:] if taken else data)
+            self._transport.write(memoryview(data or b"".join(pieces))[taken:])
         if self.blocked:
             self._in_transport = min(size, self._transport.get_write_buffer_size())
         self.flushed += size - self._in_transport
