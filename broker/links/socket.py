@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
+from broker.links.loop import WHOLE_RECEIVE_BYTES
 from broker.wire.frames import CARRY_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -62,12 +62,16 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all links of this loop share, behind the beginning of a frame that waits for more."""
-        links, rest = self._links, self._parser.rest
-        size = self._rest_size = len(rest) if self.reader is not None and len(rest) <= CARRY_MAX_BYTES else 0
-        if not size:
+        links, parser = self._links, self._parser
+        if self.reader is None or parser.is_collecting:
+            self._rest_size = 0
             return links.receive_room
+        rest = parser.rest
+        size = self._rest_size = len(rest) if len(rest) <= CARRY_MAX_BYTES else 0
+        if not size:
+            return links.whole_receive_room
         links.receive_buffer[:size] = rest
-        return links.receive_buffer[size : size + len(links.receive_room)]
+        return links.receive_buffer[size : size + WHOLE_RECEIVE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
@@ -114,12 +118,16 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             data = pieces[0] if count == 1 else b"".join(pieces)
             size = len(data)
             if self._fd >= 0:
-                with suppress(OSError):
+                try:
                     taken = os.write(self._fd, data)
+                except OSError:
+                    taken = 0
         else:
             data, size = b"", sum(map(len, pieces))
-            with suppress(OSError):
+            try:
                 taken = os.writev(self._fd, pieces)
+            except OSError:
+                taken = 0
         if taken < size:
             self._transport.write(memoryview(data or b"".join(pieces))[taken:])
         if self.blocked:
