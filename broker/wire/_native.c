@@ -18,6 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 #include <structmember.h> /* T_OBJECT_EX, which 3.12 calls Py_T_OBJECT_EX and has without this header */
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -273,7 +275,7 @@ static void unmask(unsigned char *to, Text from, Py_ssize_t size, Text mask)
 /* ------------------------------------------------------------------ what is known of Python's objects */
 
 static PyTypeObject *asked_type, *answered_type, *body_type, *call_type, *end_type, *attempt_type, *request_type,
-    *options_type, *reply_meta_type, *outbox_type;
+    *options_type, *reply_meta_type, *outbox_type, *socket_type, *limits_type;
 static PyObject *ended_ok;
 
 /* Where the slots are; the names of the fields beside them, in `know` and `know_outbox`. */
@@ -281,7 +283,8 @@ static Py_ssize_t body_raw, body_attachments, call_attempt, call_endpoint, call_
     end_outcome, end_body, end_meta, attempt_id, attempt_request, attempt_mark, request_options, options_timeout,
     options_meta, options_idempotent, options_key, options_trace, options_progress, options_idle, options_stream_in,
     options_stream_out, meta_worker, meta_attempts, meta_elapsed, meta_retryable, meta_trace, meta_timing, meta_repeated,
-    outbox_state, outbox_enqueued, outbox_flushed, outbox_hard, outbox_congested, outbox_pieces, outbox_dirty;
+    outbox_state, outbox_enqueued, outbox_flushed, outbox_hard, outbox_congested, outbox_pieces, outbox_dirty,
+    outbox_counted, outbox_limits, limits_hard, socket_blocked, socket_fd, socket_transport, socket_turn;
 
 typedef struct {
     PyTypeObject **type;
@@ -1207,6 +1210,92 @@ static PyTypeObject WriterType = {
     .tp_methods = Writer_methods,
 };
 
+/* ------------------------------------------------------------------ flush */
+
+#define VECTORS_MAX 64         /* pieces that are written without being joined */
+#define JOINED_MAX 16384       /* bytes of several pieces that are joined first: cheaper than a vector of small ones */
+
+/* Give bytes to the kernel, all pieces in one call; -1 if it took none. The GIL is kept: the call never waits, and to get
+   it back from another thread may. */
+static Py_ssize_t write_pieces(int fd, PyObject *pieces, Py_ssize_t size)
+{
+    struct iovec vectors[VECTORS_MAX];
+    Py_buffer views[VECTORS_MAX];
+    Py_ssize_t count = PyList_GET_SIZE(pieces), total = 0, taken = -1;
+    int held = 0, seen = 0;
+    char joined[JOINED_MAX];
+    if (count > VECTORS_MAX && size > JOINED_MAX)
+        return -1;
+    for (; seen < count; seen++) {
+        Py_buffer one, *view = size <= JOINED_MAX ? &one : &views[held];
+        if (PyObject_GetBuffer(PyList_GET_ITEM(pieces, seen), view, PyBUF_SIMPLE) < 0) {
+            PyErr_Clear();
+            break;
+        }
+        if (view->len > size - total) { /* more than the books say: left to Python */
+            PyBuffer_Release(view);
+            break;
+        }
+        if (size <= JOINED_MAX) {
+            memcpy(joined + total, view->buf, (size_t)view->len);
+            total += view->len;
+            PyBuffer_Release(view);
+        } else {
+            vectors[held].iov_base = view->buf;
+            vectors[held++].iov_len = (size_t)view->len;
+            total += view->len;
+        }
+    }
+    if (seen == count && total == size)
+        taken = size <= JOINED_MAX ? write(fd, joined, (size_t)size) : writev(fd, vectors, held);
+    while (held) PyBuffer_Release(&views[--held]);
+    return taken > 0 ? taken : -1;
+}
+
+/* Flush a link as its method does, if that is plain: an open socket, within a turn's bound, and the kernel takes it all.
+   The bytes written; 0 if the link did it itself, with what the kernel has taken already. */
+static PyObject *flush(PyObject *Py_UNUSED(module), PyObject *link)
+{
+    static PyObject *is_closing, *flush_name;
+    if ((is_closing == NULL && (is_closing = PyUnicode_InternFromString("is_closing")) == NULL)
+        || (flush_name == NULL && (flush_name = PyUnicode_InternFromString("flush")) == NULL))
+        return NULL;
+    Py_ssize_t taken = -1;
+    if (socket_type != NULL && is(link, socket_type) && count_at(link, outbox_state) == 0
+        && at(link, socket_blocked) == Py_False && at(link, outbox_congested) == Py_False
+        && count_at(link, outbox_counted) == 0) {
+        PyObject *pieces = at(link, outbox_pieces), *limits = at(link, outbox_limits), *transport = at(link, socket_transport);
+        Py_ssize_t enqueued = count_at(link, outbox_enqueued), flushed = count_at(link, outbox_flushed),
+                   fd = count_at(link, socket_fd), size = enqueued - flushed;
+        if (enqueued >= 0 && flushed >= 0 && size > 0 && size <= count_at(link, socket_turn) && fd >= 0 && fd <= INT_MAX
+            && pieces && PyList_CheckExact(pieces) && is(limits, limits_type) && transport
+            && at(link, outbox_hard) == at(limits, limits_hard)) {
+            PyObject *closing = PyObject_CallMethodNoArgs(transport, is_closing);
+            if (closing == NULL)
+                return NULL;
+            if (closing == Py_False)
+                taken = write_pieces((int)fd, pieces, size);
+            Py_DECREF(closing);
+            if (taken == size) {
+                put(link, outbox_flushed, at(link, outbox_enqueued));
+                put(link, outbox_dirty, Py_False);
+                if (PyList_SetSlice(pieces, 0, PyList_GET_SIZE(pieces), NULL) < 0)
+                    return NULL;
+                return PyLong_FromSsize_t(size);
+            }
+        }
+    }
+    PyObject *arguments[2] = {link, taken > 0 ? PyLong_FromSsize_t(taken) : NULL}, *done;
+    if (taken > 0 && arguments[1] == NULL)
+        return NULL;
+    done = PyObject_VectorcallMethod(flush_name, arguments, taken > 0 ? 2 : 1, NULL);
+    Py_XDECREF(arguments[1]);
+    if (done == NULL)
+        return NULL;
+    Py_DECREF(done);
+    return PyLong_FromLong(0);
+}
+
 /* ------------------------------------------------------------------ module */
 
 static PyObject *know(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -1255,7 +1344,8 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *type)
     static const Slot slots[] = {
         {&given, "_state", &outbox_state}, {&given, "enqueued", &outbox_enqueued}, {&given, "flushed", &outbox_flushed},
         {&given, "_hard_bytes", &outbox_hard}, {&given, "_congested", &outbox_congested},
-        {&given, "_pieces", &outbox_pieces}, {&given, "dirty", &outbox_dirty},
+        {&given, "_pieces", &outbox_pieces}, {&given, "dirty", &outbox_dirty}, {&given, "_counted", &outbox_counted},
+        {&given, "_limits", &outbox_limits},
     };
     if (!PyType_Check(type)) {
         PyErr_SetString(PyExc_TypeError, "know_outbox takes a type");
@@ -1268,7 +1358,32 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *type)
     Py_RETURN_NONE;
 }
 
+static PyObject *know_socket(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    static PyTypeObject *given, *limits;
+    static const Slot slots[] = {
+        {&given, "blocked", &socket_blocked}, {&given, "_fd", &socket_fd}, {&given, "_transport", &socket_transport},
+        {&given, "turn_bytes", &socket_turn}, {&limits, "outbox_hard_bytes", &limits_hard},
+    };
+    if (count != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1]) || outbox_type == NULL
+        || !PyType_IsSubtype((PyTypeObject *)args[0], outbox_type)) {
+        PyErr_SetString(PyExc_TypeError, "know_socket(SocketLink, LinkLimits), after know_outbox");
+        return NULL;
+    }
+    given = (PyTypeObject *)args[0];
+    limits = (PyTypeObject *)args[1];
+    if (find_slots(slots, sizeof(slots) / sizeof(*slots)) < 0)
+        return NULL;
+    Py_XSETREF(socket_type, (PyTypeObject *)Py_NewRef(args[0]));
+    Py_XSETREF(limits_type, (PyTypeObject *)Py_NewRef(args[1]));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"know_socket", (PyCFunction)(void (*)(void))know_socket, METH_FASTCALL,
+     "know_socket(SocketLink, LinkLimits)\n--\n\nThe types of the links that `flush` writes; once, before the first."},
+    {"flush", (PyCFunction)flush, METH_O,
+     "flush(link)\n--\n\nFlush a link; the bytes written, 0 where the link's own method has done it, and counted."},
     {"know", (PyCFunction)(void (*)(void))know, METH_FASTCALL,
      "know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)\n--\n\nThe types of the core; "
      "once, before all else."},

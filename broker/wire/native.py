@@ -13,10 +13,10 @@ from broker.core.messages import Body, Call, End, Options, ReplyMeta
 from broker.core.pending import Attempt, Request
 
 try:
-    from broker.wire._native import Reader, Writer, know, know_outbox
+    from broker.wire._native import Reader, Writer, flush, know, know_outbox, know_socket
 
     know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)
 except ImportError:  # not built, or for another layout of the objects than they have here
-    Reader = Writer = know_outbox = None  # type: ignore[assignment, misc]
+    Reader = Writer = flush = know_outbox = know_socket = None  # type: ignore[assignment, misc]
 
-__all__ = ["Reader", "Writer", "know_outbox"]
+__all__ = ["Reader", "Writer", "flush", "know_outbox", "know_socket"]

@@ -613,7 +613,7 @@ def test_a_turn_is_bounded_and_splits_only_large_frames() -> None:
             class Watched(type(link)):  # type: ignore[misc]
                 __slots__ = ()
 
-                def _hand(self, pieces: list[bytes | memoryview]) -> None:
+                def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
                     watched(pieces)
 
             link.__class__ = Watched

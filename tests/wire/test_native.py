@@ -370,7 +370,9 @@ OPTIONS = st.builds(
     progress=st.sampled_from([None, None, None, b""]),
     idle=st.sampled_from([None, None, None, 2.5]),
 )
-RAW = st.sampled_from([b"", b"1", b'{"a":1}', *(b'"%b"' % (b"x" * size) for size in (110, 5_000, 12_286, 12_287, 61_438, 61_439))])
+RAW = st.sampled_from(
+    [b"", b"1", b'{"a":1}', *(b'"%b"' % (b"x" * size) for size in (110, 5_000, 12_286, 12_287, 61_438, 61_439))]
+)
 BODIES = st.builds(
     Body,
     RAW.flatmap(lambda raw: st.sampled_from([raw, msgspec.Raw(raw)])),
