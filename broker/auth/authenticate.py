@@ -127,7 +127,7 @@ class Authenticator:
         sign_in: SignIn | None = None,
     ) -> None:
         if any(len(secret) < SECRET_MIN for secret in fixed):
-            raise ValueError(f"a token has at least {SECRET_MIN} characters; set auth.admin_token accordingly")
+            raise ValueError(f"a token has at least {SECRET_MIN} characters: auth.admin_token, and those in `fixed`")
         self.rules = rules
         self.tokens = tokens
         self.tickets = tickets

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 from broker.auth.targets import find_target
 from broker.client.parts import Feeds, Parts, check_parts
 from broker.client.progress import ProgressFunction, Teller
+from broker.client.remote import AsyncRemote, Book
 from broker.client.requests import (
     DEFAULT_GRACE_S,
     DEFAULT_TIMEOUT_S,
@@ -166,6 +167,7 @@ class AsyncClient:
         self._reconnect = reconnect
         self._grace_s = check_grace(grace)
         self._grace_timer: asyncio.TimerHandle | None = None
+        self._links_made = 0
         self._feeds = Feeds()
         self._ssl_context = ssl_context
         self._connection: Connection | None = None
@@ -460,6 +462,22 @@ class AsyncClient:
         result: dict[str, Any] = await self.call("broker.ping")
         return result
 
+    def remote(
+        self, endpoint: str, name: str | None = None, *, timeout: float | Unset | None = UNSET,
+        **options: Any,
+    ) -> AsyncRemote:  # fmt: skip
+        """The methods of an endpoint as attributes, or those below a name: `Class` of an rt-cloud daemon.
+
+            data = client.remote("data", "DataInterface", timeout=10)
+            image = await data.getFile("/data/scan.dcm")
+            async for part in await data.getFile.stream("/data/scan.dcm"): ...
+
+        `timeout` and `options` are those of `call`, but `parts`, for every call. `await client.remote(…)` asks the
+        workers' description at once, else the first call does: names, signatures, documentation. A name that no worker
+        has, is an AttributeError when it is called. Raises ValueError for what is no name, TypeError for an option.
+        """
+        return AsyncRemote(self, Book(self, endpoint, timeout, options), name)
+
     # ------------------------------------------------------------ details
 
     async def _ready(self, options: Options) -> tuple[Connection, Options]:
@@ -543,6 +561,7 @@ class AsyncClient:
 
     def link_changed(self, up: bool, why: str) -> None:
         """Calls wait by themselves, but not for ever: without a deadline, until the broker has forgotten them."""
+        self._links_made += up
         if self._grace_timer is not None:
             self._grace_timer.cancel()
             self._grace_timer = None

@@ -15,6 +15,7 @@ from broker.client.async_client import AsyncClient
 from broker.client.async_client import Subscription as AsyncSubscription
 from broker.client.parts import Parts, check_parts
 from broker.client.progress import Newest, ProgressFunction, Teller
+from broker.client.remote import Book, Remote
 from broker.client.requests import (
     DEFAULT_GRACE_S,
     DEFAULT_TIMEOUT_S,
@@ -485,6 +486,21 @@ class Client:
     def ping(self) -> dict[str, Any]:
         """Whether the broker answers: `{"node", "peer", "uptime_s", "version"}`."""
         return self._run(self._inner.ping())
+
+    def remote(
+        self, endpoint: str, name: str | None = None, *, timeout: float | Unset | None = UNSET, **options: Any
+    ) -> Remote:
+        """The methods of an endpoint as attributes, or those below a name: `Class` of an rt-cloud daemon.
+
+            data = client.remote("data", "DataInterface", timeout=10)
+            image = data.getFile("/data/scan.dcm")
+            for part in data.getFile.stream("/data/scan.dcm"): ...
+
+        `timeout` and `options` are those of `call`, but `parts`, for every call. Names, signatures and documentation
+        are the workers' own, asked for when the first is wanted; a name that no worker has, is an AttributeError.
+        Raises ValueError for what is no name, TypeError for an option.
+        """
+        return Remote(self, Book(self._inner, endpoint, timeout, options), name)
 
     # ------------------------------------------------------------ details
 

@@ -567,8 +567,9 @@ def _with_joined(queue: Iterable[Request]) -> list[Request]:
 def _is_said_again(event: Asked) -> bool:
     """Whether a session that outlives its links says a request again that is in flight: then it is that one."""
     earlier = event.session.requests[event.wire_id]
-    asked = event.endpoint, event.method, event.body
-    return event.session.kept is not None and asked == (earlier.endpoint.name, earlier.method, earlier.body)
+    asked = event.endpoint, event.method, bytes(event.body.raw), event.body.attachments
+    before = earlier.endpoint.name, earlier.method, bytes(earlier.body.raw), earlier.body.attachments
+    return event.session.kept is not None and asked == before
 
 
 def outcome_of(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.links.limits import UNSPLIT_BYTES, LinkLimits
+from broker.wire import native
 from broker.wire.frames import (
     BINARY,
     BROKEN,
@@ -224,6 +225,12 @@ class Link:
     def __repr__(self) -> str:
         state = ("open", "closing", "gone")[self._state]
         return f"<{type(self).__name__} {self.remote} {state} outbox={self.outbox_bytes}>"
+
+    def new_writer(self, prefix: bytes, endpoint: str, meta: bool) -> native.Writer | None:
+        """What writes plain messages into the outbox in C; None where nothing is read in C."""
+        if self.reader is None or self._mask is not None:
+            return None
+        return native.Writer(prefix, endpoint, self, self._writer.mark, self._limits.outbox_soft_bytes, meta)
 
     @property
     def is_open(self) -> bool:
@@ -518,15 +525,15 @@ class Link:
             self._early += data
             self._pause_transport()
             return
-        self._take(self._parser.feed(data))
+        self._receive(self._parser.feed(data))
 
-    def _take(self, events: list[Any]) -> None:
-        """Give the receiver what the parser made of a chunk."""
+    def _receive(self, events: list[Any]) -> None:
+        """Give the receiver what the parser made of a chunk: tuples, or what was decoded in C already."""
         parser = self._parser
         self._links.counters.frames_in += len(events)
-        receiver = self._receiver
+        receiver: Any = self._receiver
+        decoded: list[Any] = []  # a run of what was
         try:
-            decoded = []  # a run of messages that come as events already
             for event in events:
                 if type(event) is not tuple:
                     decoded.append(event)
@@ -676,3 +683,7 @@ class Link:
 
     def _abort_transport(self) -> None:
         raise NotImplementedError
+
+
+if native.Writer is not None:
+    native.know_outbox(Link)

@@ -10,7 +10,7 @@ from broker.core.budget import Budget
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
-from broker.wire.frames import Unmask, xor_mask
+from broker.wire.frames import CARRY_MAX_BYTES, EVENTS_MAX, Unmask, xor_mask
 from broker.wire.native import Reader
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
 RECEIVE_BYTES = 64 << 10
-EVENTS_MAX = 512
-PURE = bool(os.environ.get("BROKER_PURE"))
+PURE = "BROKER_PURE"
+"""environment variable: set to anything, nothing is read or written in C"""
 
 
 def fastest_unmask() -> Unmask:
@@ -46,8 +46,10 @@ class LoopLinks:
         "limits",
         "liveness",
         "loop",
+        "native",
         "pairs",
         "receive_buffer",
+        "receive_room",
         "unmask",
         "writer",
     )
@@ -66,8 +68,10 @@ class LoopLinks:
         self.writer = Writer(self.loop)
         self.liveness = Liveness(self.loop, self.limits, self.counters)
         self.pairs: dict[PairLink, None] = {}
-        self.receive_buffer = memoryview(bytearray(2 * RECEIVE_BYTES))
+        self.receive_buffer = memoryview(bytearray(CARRY_MAX_BYTES + RECEIVE_BYTES))
+        self.receive_room = self.receive_buffer[:RECEIVE_BYTES]
         self.unmask = fastest_unmask()
+        self.native = Reader is not None and not os.environ.get(PURE)
         self._masks = b""
         self._gone = asyncio.Event()
 
@@ -78,9 +82,7 @@ class LoopLinks:
 
     def new_reader(self, *, masked: bool, limits: LinkLimits) -> Reader | None:
         """What takes plain frames out of one link's bytes in C; None where that was not built, or is not wanted."""
-        if Reader is None or PURE:
-            return None
-        return Reader(masked, limits.message_max_bytes, EVENTS_MAX)
+        return Reader(masked, limits.message_max_bytes, EVENTS_MAX) if self.native else None
 
     def next_mask(self) -> bytes:
         """Return 4 unpredictable bytes (RFC 6455, 10.3), drawn from the system 4 KiB at a time."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from broker.links.loop import LoopLinks
+    from broker.wire.native import Reader
 
 _NOBODY = Nobody()
 
@@ -62,7 +63,7 @@ class PairLink:
         self.enqueued = self.flushed = self.broadcasts_dropped = 0
         self.remote = remote
         self.subprotocol: str | None = "jsonrpc"
-        self.reader = None
+        self.reader: Reader | None = None
 
     def __repr__(self) -> str:
         return f"<PairLink {('open', 'closing', 'gone')[self._state]} outbox={self.outbox_bytes}>"

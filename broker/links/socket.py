@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
+from broker.wire.frames import CARRY_MAX_BYTES
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
 
-RECEIVE_BYTES = 65_536
-
-CARRY_BYTES = 65_536
-"""of the beginning of a frame that is put before what comes next, in the buffer, instead of joining the two"""
 _TLS_WRITE_BUFFER_BYTES = 65_536
 
 
@@ -53,19 +50,20 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         # A TLS transport of asyncio with a bound of 0 pauses and is never resumed.
         tls = transport.get_extra_info("ssl_object") is not None
         self._transport.set_write_buffer_limits(high=_TLS_WRITE_BUFFER_BYTES if tls else 0)
-        if not tls and (plain := transport.get_extra_info("socket")) is not None:
-            self._fd = plain.fileno()
+        if not tls and not self._transport.get_write_buffer_size():
+            plain = transport.get_extra_info("socket")
+            self._fd = -1 if plain is None else plain.fileno()
         self._transport.pause_reading()
         self._links.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all links of this loop share, behind the beginning of a frame that waits for more."""
-        rest = self._parser.rest
-        size = self._rest_size = len(rest) if self.reader is not None and len(rest) <= CARRY_BYTES else 0
+        links, rest = self._links, self._parser.rest
+        size = self._rest_size = len(rest) if self.reader is not None and len(rest) <= CARRY_MAX_BYTES else 0
         if not size:
-            return self._links.receive_buffer[:RECEIVE_BYTES]
-        self._links.receive_buffer[:size] = rest
-        return self._links.receive_buffer[size : size + RECEIVE_BYTES]
+            return links.receive_room
+        links.receive_buffer[:size] = rest
+        return links.receive_buffer[size : size + len(links.receive_room)]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
@@ -75,7 +73,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             return
         self.heard = True
         links.counters.bytes_in += nbytes
-        self._take(self._parser.feed_buffer(links.receive_buffer, size + nbytes))
+        self._receive(self._parser.feed_buffer(links.receive_buffer, size + nbytes))
 
     def eof_received(self) -> None:
         """The peer says nothing more: asyncio closes the transport."""
@@ -94,7 +92,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._writer.mark(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is gone."""
+        """The socket is gone, and its number may be another's from now on."""
+        self._fd = -1
         self._lost()
 
     # ── the link's side ──
@@ -104,17 +103,17 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         if self._transport.is_closing():
             self._pieces.clear()
             return
+        # The transport holds nothing now: with a bound of 0 it pauses with the first byte it keeps, and what is blocked
+        # is not handed anything. It closes the socket only after `is_closing` is true. So the detour over it can be
+        # left out (0.9 µs with uvloop); it gets what the kernel does not take, and finds out itself what is wrong.
+        taken = 0
         if self._fd >= 0:
             try:
                 taken = os.write(self._fd, data)
-            except BlockingIOError:
-                taken = 0
             except OSError:
-                taken = 0  # the transport will find out, and say so
-            if taken < size:
-                self._transport.write(memoryview(data)[taken:])
-        else:
-            self._transport.write(data)
+                taken = 0
+        if taken < size:
+            self._transport.write(memoryview(data)[taken:] if taken else data)
         if self.blocked:
             self._in_transport = min(size, self._transport.get_write_buffer_size())
         self.flushed += size - self._in_transport

@@ -44,6 +44,7 @@ from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
 from broker.node.embedding import Embedding
 from broker.node.settings import accept_limits, core_limits, link_limits
+from broker.peer import errors
 from broker.transports.http.calls import BroadcastHandler, CallHandler
 from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
@@ -251,6 +252,21 @@ class Broker(Embedding):
             raise ValueError(f"{prefix!r} is no prefix: nothing, or a path such as /broker without a slash at its end")
         self._check_running()
         return self._routes(re.escape(prefix), self._new_gate(mounted=prefix))
+
+    def ticket(self, principal: Principal) -> str:
+        """A ticket for somebody whom the program has let in: `?ticket=` of one WebSocket within `auth.ticket_s`.
+
+        For programs whose own authentication has to wait for something, which `authenticate` cannot. Raises
+        `errors.Refused`: 401 for a principal that has expired, 429 with too many unused ones; RuntimeError before
+        `start`.
+        """
+        self._check_running()
+        try:
+            return self.tickets.issue(self.authenticator.admit(principal))
+        except Refused as refused:
+            error = errors.Refused(refused.reason)
+            error.status, error.come_back = refused.status, refused.status == 429
+            raise error from None
 
     def _routes(self, prefix: str, of: Gate) -> list[Rule | URLSpec]:
         gate = {"gate": of}

@@ -64,6 +64,18 @@ class PlainFrames(Protocol):
         """Append what whole plain frames from `position` on hold to `events`; the position after them."""
         ...
 
+    def begins(self, data: bytes | memoryview, position: int, stop: int, bytes: int) -> bool:
+        """Say whether a plain frame of at most so many bytes begins there that is not whole yet."""
+        ...
+
+
+EVENTS_MAX: Final = 512
+"""messages that come out of one call of a parser, before others have their turn"""
+CARRY_MAX_BYTES: Final = 65_536
+"""the largest frame whose beginning waits, to be read whole, in front of what comes next"""
+CARRY_MIN_BYTES: Final = 4096
+"""that must have come at once for it: what trickles in is not copied again and again"""
+
 
 class FrameParser:
     """Turns chunks of one direction of a connection into messages and control frames.
@@ -105,7 +117,7 @@ class FrameParser:
         unmask: Unmask = xor_mask,
         message_max_bytes: int = 16 << 20,
         fragments_max: int = 131_072,
-        events_max: int = 512,
+        events_max: int = EVENTS_MAX,
         reader: PlainFrames | None = None,
     ) -> None:
         if message_max_bytes < CONTROL_MAX_BYTES:
@@ -151,21 +163,33 @@ class FrameParser:
 
     @property
     def rest(self) -> bytes:
-        """The beginning of a frame that waits for more."""
+        """What came and is not read yet: the beginning of a frame, or what is behind `events_max`."""
         return self._rest
 
-    def feed_buffer(self, buffer: memoryview, size: int) -> list[Event]:
-        """As `feed`, with the first `size` bytes of a buffer that begins with `rest` and is used again afterwards."""
-        reader = self._reader
+    def feed_buffer(self, buffer: memoryview, size: int) -> list[Any]:
+        """As `feed`, with the first `size` bytes of a buffer that begins with `rest`; it may be written to.
+
+        A plain frame that is cut off is read whole when the rest of it has come: collecting it by the rules costs
+        5 µs more at 16 KiB, where every fourth is cut.
+        """
+        reader, fresh = self._reader, size - len(self._rest)
         self._rest = b""
         if reader is None or self._need or self._opcode or self.ended:
             return self.feed(bytes(buffer[:size]))
-        events: list[Event] = []
+        events: list[Any] = []
         self.more = False
         position = reader.read(buffer, 0, size, events)
         if position < size:
+            left = bytes(buffer[position:size])
+            if (
+                fresh >= CARRY_MIN_BYTES
+                and len(events) < self._events_max
+                and reader.begins(left, 0, len(left), CARRY_MAX_BYTES)
+            ):
+                self._rest = left
+                return events
             try:
-                self._parse(bytes(buffer[position:size]), events)
+                self._parse(left, events)
             except _Violated as error:
                 self.violation = error.violation
                 self._forget()

@@ -62,7 +62,7 @@ from broker.core.messages import (
 from broker.core.options import TOKEN_MAX, OptionError, read_options
 from broker.core.sessions import Session
 from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
-from broker.wire.native import Reader, Writer
+from broker.wire.native import Reader
 
 Decoded: TypeAlias = (
     Asked | Answered | Cancel | PartSent | CreditGranted | Progressed | Acked | Stray | Refused | BadReply | None
@@ -265,11 +265,10 @@ class JsonRpc:
         if not self.lsp:
             reader.decode_for(self.session, self._reply_prefix, self._routes, self.defaults)
 
-    def new_writer(self) -> Writer | None:
-        """What writes plain messages in C; None where that was not built, or this peer wants more in them."""
-        if Writer is None or self.meta:
-            return None
-        return Writer(self._own_prefix, self.endpoint)
+    @property
+    def plain(self) -> tuple[bytes, str, bool]:
+        """What the plain calls to this peer consist of, beside themselves: for who writes them in C."""
+        return self._own_prefix, self.endpoint, self.meta
 
     def _unreadable(self, text: bytes, error: Exception) -> BadReply:
         """A reply that is no JSON (half a surrogate pair in a file's name, say) still says which attempt it ends."""

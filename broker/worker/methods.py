@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from broker.core.access import is_name
+from broker.peer import signatures
+from broker.peer.signatures import signature_of
 from broker.worker.faults import BAD_PARAMS, NO_METHOD, Failure
 
 DOC_MAX = 2000
 """characters of a docstring that are told to the broker"""
+
+DESCRIBED_MAX_BYTES = 256 << 10
+"""of JSON that is told of all methods together, so that the workers of an endpoint fit into one `broker.describe`"""
 
 Function = Callable[..., Any]
 
@@ -62,53 +67,25 @@ def public_methods(source: object) -> Iterator[Method]:
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """What `broker.describe` tells of a method: `doc`, `signature`, and `params` with name, kind, type, default."""
+    """What `broker.describe` tells of a method: `doc`, cut at DOC_MAX, and its signature (`signatures.describe`)."""
     told: dict[str, Any] = {}
     doc = inspect.getdoc(method.function)
     if doc:
         told["doc"] = doc[:DOC_MAX]
     try:
-        signature = _signature(method.function)
+        signature = signature_of(method.function)
     except (TypeError, ValueError):
         return told  # a function written in C that says nothing of itself
-    told["signature"] = str(signature)[:DOC_MAX]
-    told["params"] = [_describe(parameter) for parameter in signature.parameters.values()]
-    return told
+    return told | signatures.describe(signature)
 
 
-class _Text(str):
-    """An annotation that is text already (PEP 563) and is shown without quotes."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _signature(function: Function) -> inspect.Signature:
-    """The signature, its annotations as they were written. Raises TypeError and ValueError where there is none."""
-    signature = inspect.signature(function)
-    parameters = [one.replace(annotation=_written(one.annotation)) for one in signature.parameters.values()]
-    return signature.replace(parameters=parameters, return_annotation=_written(signature.return_annotation))
-
-
-def _written(annotation: Any) -> Any:
-    return _Text(annotation) if isinstance(annotation, str) else annotation
-
-
-def _describe(parameter: inspect.Parameter) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": parameter.name}
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        told["many"] = "list"
-    elif parameter.kind is parameter.VAR_KEYWORD:
-        told["many"] = "dict"
-    elif parameter.default is parameter.empty:
-        told["required"] = True
-    elif parameter.default is None or isinstance(parameter.default, (bool, int, float, str)):
-        told["default"] = parameter.default
-    if parameter.annotation is not parameter.empty:
-        annotation = parameter.annotation
-        told["type"] = str(annotation) if isinstance(annotation, str) else inspect.formatannotation(annotation)
+def describe_all(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+    """What is told of each; of those for which there is no room any more, the name alone."""
+    told, room = {}, DESCRIBED_MAX_BYTES
+    for name, method in methods.items():
+        about = describe(method)
+        room -= len(msgspec.json.encode(about))
+        told[name] = about if room >= 0 else {}
     return told
 
 
@@ -117,7 +94,7 @@ def wrong_params(method: Method, arguments: list[Any], named: dict[str, Any], er
     if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
         return None  # raised within it
     try:
-        signature = _signature(method.function)
+        signature = signature_of(method.function)
         signature.bind(*arguments, **named)
     except TypeError as reason:
         return Failure(BAD_PARAMS, "Invalid params", {"detail": f"{method.name}{signature}: {reason}"})

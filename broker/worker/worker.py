@@ -20,7 +20,7 @@ from broker.peer.errors import BrokerError, ConnectionLost
 from broker.peer.session import Asked, Heard, Options
 from broker.peer.values import encode
 from broker.worker.answering import Answering
-from broker.worker.methods import Function, Method, describe, make_method, public_methods
+from broker.worker.methods import Function, Method, describe_all, make_method, public_methods
 
 log = logging.getLogger("broker.worker")
 
@@ -203,7 +203,7 @@ class Worker:
         info: dict[str, Any] = {
             "name": self.name,
             "sdk": f"python {VERSION}",
-            "methods": {name: describe(method) for name, method in self.methods.items()},
+            "methods": describe_all(self.methods),
         }
         if self._doc:
             info["doc"] = self._doc

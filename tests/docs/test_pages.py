@@ -137,13 +137,8 @@ def _definitions(file: Path) -> set[str]:
     return names
 
 
-REFERENCES = sorted(
-    {
-        (page.name, reference)
-        for page in PAGES
-        for reference in re.findall(r"`((?:broker|tests|benchmarks|configs|docs)/[\w./]+(?::[\w.]+)?)`", prose_of(page))
-    }
-)
+REFERENCE = re.compile(r"`((?:broker|tests|benchmarks|configs|docs|examples)/[\w./]+(?::[\w.]+)?)`")
+REFERENCES = sorted({(page.name, reference) for page in PAGES for reference in REFERENCE.findall(prose_of(page))})
 
 
 @pytest.mark.parametrize(("page", "reference"), REFERENCES, ids=lambda value: str(value))

@@ -25,6 +25,7 @@ from tests.javascript.test_client import play
 
 ONLY_PYTHON = {
     "Client.submit": "a call of JavaScript is a promise, which is a future",
+    "Client.remote": "names that are learned while it runs are no names to a type checker; `call` has them all",
     "Worker.method": "`serve` takes the functions",
     "Worker.add": "`serve` takes the functions",
     "Worker.add_object": "`serve` takes the functions of an object",

@@ -13,7 +13,7 @@ import pytest
 from tornado.httputil import HTTPServerRequest
 from websockets.exceptions import InvalidStatus
 
-from broker import Broker, Grant, Principal, Role
+from broker import Broker, Grant, Principal, Role, errors
 from broker.auth.logins import cookie_name
 from broker.auth.origins import HostRules
 from tests.node.hosting import embedded, hosting
@@ -193,6 +193,34 @@ def test_the_program_says_who_is_asking_and_else_the_broker_does() -> None:
             other = await host.peer(f"/broker/ws/lab?ticket={ticket}", None)
             assert (await other.call("m"))["result"] == "prof"
             assert broker.authenticator.counters.admitted >= 7
+
+    run(main)
+
+
+def test_the_program_gives_out_tickets_itself() -> None:
+    async def main() -> None:
+        broker = Broker(config())
+        with pytest.raises(RuntimeError, match=r"await broker.start\(\)"):
+            broker.ticket(anybody())
+        await broker.start()
+        broker.endpoint("lab", lambda peer, method, params: peer.principal)
+        async with hosting(broker=broker) as host:
+            ticket = broker.ticket(anybody())
+            peer = await host.peer(f"/broker/ws/lab?ticket={ticket}", None)
+            assert (await peer.call("m"))["result"] == "prof"
+            for path in (f"/broker/ws/lab?ticket={ticket}", f"/broker/ws/other?ticket={broker.ticket(anybody())}"):
+                with pytest.raises(InvalidStatus) as refused:  # spent; not granted
+                    await host.peer(path, None)
+                assert refused.value.response.status_code == (401 if "lab" in path else 403)
+            with pytest.raises(errors.Refused, match="expired") as late:
+                broker.ticket(Principal("prof", (), expires_at=time.time() - 1))
+            assert (late.value.status, late.value.come_back) == (401, False)
+            with pytest.raises(TypeError, match="neither a Principal"):
+                broker.ticket("prof")  # type: ignore[arg-type]
+            with pytest.raises(errors.Refused, match="too many") as many:
+                for _ in range(1000):
+                    broker.ticket(anybody())
+            assert (many.value.status, many.value.come_back) == (429, True)
 
     run(main)
 

@@ -1,11 +1,20 @@
 """What is served of functions, objects and modules, and what is told of it."""
 
 import functools
+import json
 import types
 
 import pytest
 
-from broker.worker.methods import describe, make_method, no_method, public_methods, wrong_params
+from broker.worker.methods import (
+    DESCRIBED_MAX_BYTES,
+    describe,
+    describe_all,
+    make_method,
+    no_method,
+    public_methods,
+    wrong_params,
+)
 
 
 class Camera:
@@ -40,6 +49,17 @@ def test_an_objects_public_methods() -> None:
     assert not methods["take"].is_async
 
 
+def test_what_is_told_of_all_methods_has_a_bound() -> None:
+    def told(long: str) -> None: ...
+
+    told.__doc__ = "x" * 5000
+    described = describe_all({f"m{number}": make_method(told, f"m{number}") for number in range(1000)})
+    assert len(described) == 1000
+    assert DESCRIBED_MAX_BYTES // 2 < len(json.dumps(described)) < DESCRIBED_MAX_BYTES + 20_000
+    assert len(described["m0"]["doc"]) == 2000
+    assert described["m999"] == {}
+
+
 def test_a_modules_own_functions() -> None:
     module = types.ModuleType("mine")
     exec("from os.path import join\nimport os\nclass A: ...\ndef read(): ...\ndef _hidden(): ...", module.__dict__)
@@ -53,8 +73,9 @@ def test_what_is_told_of_a_method() -> None:
         "signature": "(count: int = 1, *, name: str) -> bytes",
         "params": [
             {"name": "count", "default": 1, "type": "int"},
-            {"name": "name", "required": True, "type": "str"},
+            {"name": "name", "required": True, "kind": "keyword", "type": "str"},
         ],
+        "returns": "bytes",
     }
     assert describe(make_method(camera.move))["params"] == [
         {"name": "steps", "many": "list", "type": "int"},

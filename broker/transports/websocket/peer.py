@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 
 from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST, SLOW_READER
@@ -23,12 +26,13 @@ from broker.core.messages import (
 )
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.link import Link
 from broker.links.pair import AnyLink
 from broker.wire.attachments import AttachmentError, unpack
 from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
-from broker.wire.native import Writer
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
+from broker.wire.native import Writer
 
 ACK_MESSAGES, ACK_BYTES = 32, 1 << 20
 """after how many messages, or how much, a peer whose session has grace is told that they have arrived"""
@@ -73,7 +77,7 @@ class WebSocketPeer:
         self._kept: Kept | None = None
         self._acked = self._unacked_bytes = 0
         self._stopped_at = 0  # from which number on they are not sent for now, but only kept
-        self.decoded = engine.feed_all
+        self.decoded: Callable[[list[Any]], None] = engine.feed_all
         self._writer: Writer | None = None
 
     def start(self, session: Session) -> None:
@@ -83,10 +87,11 @@ class WebSocketPeer:
         self._kept = session.kept
         if self._kept is not None:
             self._acked = self._kept.received
-        reader = self._link.reader
-        if reader is not None and self._kept is None:
-            self._codec.read_by(reader)
-            self._writer = self._codec.new_writer()
+        if isinstance(self._link, Link) and self._link.reader is not None:
+            self._codec.read_by(self._link.reader)
+            self._writer = self._link.new_writer(*self._codec.plain)
+            if self._kept is not None:
+                self.decoded = self._decoded_and_counted
         self._link.start(self)
         if self._held:  # what waited for a worker was given to it while it was attached
             self._engine.feed(Congested(session, True))
@@ -98,7 +103,7 @@ class WebSocketPeer:
     def message(self, payload: bytes, binary: bool) -> None:
         """One whole message. Whatever is wrong with it is told and counted; the link stays."""
         if self._kept is not None:
-            self._count(self._kept, len(payload))
+            self._count(self._kept, 1, len(payload))
         try:
             if binary:
                 event = self._decode_binary(payload)
@@ -114,9 +119,19 @@ class WebSocketPeer:
         if event is not None:
             self._engine.feed(event)
 
-    def _count(self, kept: Kept, size: int) -> None:
-        """One more message of a session that outlives its links; now and then the peer is told."""
-        kept.received += 1
+    def _decoded_and_counted(self, events: list[Any]) -> None:
+        """The same for messages that were read in C. `decoded` is this, or where there is nothing to count the engine's
+        `feed_all` itself.
+        """
+        kept, reader = self._kept, self._link.reader
+        if kept is not None and reader is not None:
+            size, reader.decoded_bytes = reader.decoded_bytes, 0
+            self._count(kept, len(events), size)
+        self._engine.feed_all(events)
+
+    def _count(self, kept: Kept, messages: int, size: int) -> None:
+        """So many more messages of a session that outlives its links; now and then the peer is told."""
+        kept.received += messages
         self._unacked_bytes += size
         if kept.received - self._acked >= ACK_MESSAGES or self._unacked_bytes >= ACK_BYTES:
             self._acked, self._unacked_bytes = kept.received, 0
@@ -233,22 +248,19 @@ class WebSocketPeer:
         return self._codec.binary
 
     def deliver(self, message: Message) -> None:
-        """Write one message."""
+        """Write one message: in C if it is plain, and nothing stands in its way."""
+        writer = self._writer
+        if writer is not None and not (self._held or self._batched or self._feeding) and writer.write(message):
+            return
         codec, link = self._codec, self._link
         if type(message) is Call:
             if self._held or link.is_crowded():
                 self._hold(message)
-            elif self._writer is not None and (frame := self._writer.frame(message)) is not None:
-                link.push(frame)
-                message.attempt.mark = link.enqueued
             else:
                 link.send_parts(codec.encode(message), codec.binary and message.body.attachments != ())
                 message.attempt.mark = link.enqueued
         elif type(message) is End:
             if (self._batched or self._feeding) and self._collect(message):
-                return
-            if self._writer is not None and (frame := self._writer.frame(message)) is not None:
-                link.push(frame)
                 return
             body = message.body
             link.send_parts(codec.encode(message), codec.binary and body is not None and body.attachments != ())
@@ -280,6 +292,8 @@ class WebSocketPeer:
         if self._stops(n):
             if type(message) is Call:
                 message.attempt.mark = NEVER_WRITTEN
+            return
+        if self._writer is not None and self._writer.write(message, n):
             return
         codec, link = self._codec, self._link
         if type(message) is Call and link.is_crowded():

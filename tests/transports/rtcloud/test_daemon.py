@@ -60,6 +60,37 @@ async def here(world: World, endpoint: str = "data", count: int = 1) -> None:
     await until(serve, f"{count} daemons serve {endpoint}")
 
 
+def test_a_daemons_class_as_a_remote_object() -> None:
+    async def main() -> None:
+        data = DataInterface()
+        async with (
+            rt_serving() as world,
+            Daemon(world.broker.url, {"DataInterface": data}) as daemon,
+            AsyncClient(world.broker) as client,
+        ):
+            await here(world)
+            remote = client.remote("data", "DataInterface", timeout=10)
+            assert await remote.getFile("a.dcm") == b"the bytes of a.dcm"
+            assert await remote.getFile(path="b") == b"the bytes of b"
+            assert await remote.listFiles("*", deep=True) == ["*", "True"]
+            assert await remote.putFile("x", b"\x00\xff") is None
+            assert data.put == ("x", b"\x00\xff")
+            assert daemon.seen[-1]["encodedByteArgs"] == [1]
+            assert await remote.allowed() == ["dcm", "txt"]
+            assert await remote.getImage(3 << 20) == LARGE[: 3 << 20], "its parts are put together"
+            stream = await remote.getImage.stream()
+            asked = await client.stream("data/DataInterface.getImage", [])
+            assert [part async for part in stream] == [part async for part in asked]
+            assert stream.result == asked.result == LARGE
+            assert not hasattr(remote, "_repr_html_")
+            whole = await client.remote("data")
+            assert await whole.DataInterface.getFile("c") == b"the bytes of c"
+            with pytest.raises(errors.RemoteError, match="class Other is not registered"):
+                await whole.Other.getFile("c")
+
+    run(main)
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "tls"])
 def test_the_story_of_a_daemon(tls: bool, tmp_path: Path) -> None:
     async def main() -> None:

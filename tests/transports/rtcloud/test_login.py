@@ -6,8 +6,11 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from tornado.httputil import HTTPServerRequest
+from tornado.web import create_signed_value, decode_signed_value
 from websockets.exceptions import InvalidStatus
 
+from broker import Grant, Principal, Role
 from broker.auth.daemon_sign_in import is_here
 from broker.auth.facts import RequestFacts
 from broker.auth.signed_cookie import Signer
@@ -405,3 +408,34 @@ def test_signatures_are_of_one_name_one_value_and_one_key() -> None:
     assert other.read("login", text) is None
     for wrong in ("", ".", "a.b", text[:-1], text + "x", "x" + text, text.replace("a", "ä"), "x" * 5000):
         assert signer.read("login", wrong) is None
+
+
+def test_a_program_with_a_login_of_its_own_lets_daemons_in_by_its_own_cookie() -> None:
+    async def main() -> None:
+        asked: list[str] = []
+
+        def authenticate(request: HTTPServerRequest) -> Principal | None:
+            asked.append(request.path)
+            name = decode_signed_value("secret", "login", request.cookies["login"].value)
+            return Principal(name.decode(), (Grant(Role.WORKER, ("data",)),)) if name else None
+
+        async with rt_serving(authenticate=authenticate) as world:
+            theirs = create_signed_value("secret", "login", "scanner").decode()
+            async with hand(world, cookie=theirs):
+                await until(lambda: "data" in world.broker.router.registry.by_name, "it serves")
+                (session,) = world.broker.router.sessions.by_id.values()
+                assert session.principal == "scanner"
+            with pytest.raises(InvalidStatus) as refused:
+                async with hand(world, "/wsSubject", cookie=theirs):
+                    pass
+            assert refused.value.response.status_code == 403
+            asked.clear()
+            async with hand(world):  # the test login's own, which the program does not know
+                assert asked.count("/wsData") == 1, "asked once"
+            wrong = create_signed_value("another secret", "login", "scanner").decode()
+            with pytest.raises(InvalidStatus) as refused:
+                async with hand(world, cookie=wrong):
+                    pass
+            assert refused.value.response.status_code == 401
+
+    run(main)
