@@ -65,7 +65,8 @@ struct peer {
 
 struct dialect {
     const char *name;
-    void (*greet)(struct peer *);                        /* after the connection: say hello, subscribe, serve */
+    void (*knock)(struct peer *);                        /* what opens a connection */
+    void (*greet)(struct peer *);                        /* after it was opened: say hello, subscribe, serve */
     long (*head)(const char *, size_t, struct message *, uint64_t *); /* bytes of the head; 0: more is needed */
     void (*ask)(struct peer *, uint64_t number);
     void (*answer)(struct peer *, const struct message *);
@@ -217,8 +218,8 @@ static void flush(struct peer *peer) {
 
 /* ------------------------------------------------------------ WebSocket */
 
-static void upgrade(struct peer *peer, const char *path, const char *protocol) {
-    char text[1024], reply[4096];
+static void knock(struct peer *peer, const char *path, const char *protocol) {
+    char text[1024];
     int size = snprintf(text, sizeof text,
                         "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a2tra2tra2tra2tra2traw==\r\n%s%s%s%s%s%s\r\n",
@@ -226,10 +227,14 @@ static void upgrade(struct peer *peer, const char *path, const char *protocol) {
                         *given.token ? "\r\n" : "", *protocol ? "Sec-WebSocket-Protocol: " : "", protocol,
                         *protocol ? "\r\n" : "");
     if (give(peer, text, (size_t)size) != size) fail("the handshake could not be sent");
+}
+
+static void upgraded(struct peer *peer) {
+    char reply[4096];
     size_t got = 0;
     while (got < 4 || memcmp(reply + got - 4, "\r\n\r\n", 4)) /* byte by byte: what follows is for the loop */
-        if (got == sizeof reply || take(peer, reply + got++, 1) != 1) fail("no handshake for %s", path);
-    if (memcmp(reply, "HTTP/1.1 101", 12)) fail("%s: %.*s", path, (int)got, reply);
+        if (got == sizeof reply || take(peer, reply + got++, 1) != 1) fail("no answer to the handshake");
+    if (memcmp(reply, "HTTP/1.1 101", 12)) fail("%.*s", (int)got, reply);
 }
 
 /* The key is not zero, so that the broker has to unmask, and the same for all, which costs it nothing less. */
@@ -290,9 +295,13 @@ static void pong_frame(struct peer *peer, const struct message *got) {
 
 /* ------------------------------------------------------------ JSON-RPC 2.0 in WebSocket frames */
 
+static void rpc_knock(struct peer *peer) {
+    knock(peer, given.endpoints ? "/ws" : peer->role == WORKER ? given.worker_path : given.caller_path, "");
+}
+
 static void rpc_greet(struct peer *peer) {
-    bool serves = given.endpoints && peer->role == WORKER, asks = given.endpoints && peer->role == CALLER;
-    upgrade(peer, peer->role == WORKER ? (serves ? "/ws" : given.worker_path) : asks ? "/ws" : given.caller_path, "");
+    bool serves = given.endpoints && peer->role == WORKER;
+    upgraded(peer);
     ready += !serves;
     for (unsigned number = peer->index; serves && number < given.endpoints; number += given.workers) {
         char text[256];
@@ -349,6 +358,8 @@ static void rpc_publish(struct peer *peer) {
 }
 
 /* ------------------------------------------------------------ NATS */
+
+static void nats_knock(struct peer *peer) { (void)peer; }
 
 static void nats_greet(struct peer *peer) {
     char text[1024], line[2048];
@@ -420,8 +431,10 @@ static void nats_pong(struct peer *peer, const struct message *got) {
 
 static void wamp_say(struct peer *peer, const char *text) { frame(peer, 1, text, strlen(text), 0, "", 0); }
 
+static void wamp_knock(struct peer *peer) { knock(peer, given.caller_path, "wamp.2.json"); }
+
 static void wamp_greet(struct peer *peer) {
-    upgrade(peer, given.caller_path, "wamp.2.json");
+    upgraded(peer);
     wamp_say(peer, "[1,\"realm1\",{\"roles\":{\"caller\":{},\"callee\":{},\"publisher\":{},\"subscriber\":{}}}]");
 }
 
@@ -473,9 +486,9 @@ static void wamp_welcomed(struct peer *peer) {
 }
 
 static const struct dialect DIALECTS[] = {
-    {"rpc", rpc_greet, rpc_head, rpc_ask, rpc_answer, rpc_publish, pong_frame},
-    {"nats", nats_greet, nats_head, nats_ask, nats_answer, nats_publish, nats_pong},
-    {"wamp", wamp_greet, wamp_head, wamp_ask, wamp_answer, wamp_publish, pong_frame},
+    {"rpc", rpc_knock, rpc_greet, rpc_head, rpc_ask, rpc_answer, rpc_publish, pong_frame},
+    {"nats", nats_knock, nats_greet, nats_head, nats_ask, nats_answer, nats_publish, nats_pong},
+    {"wamp", wamp_knock, wamp_greet, wamp_head, wamp_ask, wamp_answer, wamp_publish, pong_frame},
 };
 
 /* ------------------------------------------------------------ what each does with what it gets */
@@ -592,7 +605,7 @@ static void connected(struct peer *peer, enum role role, unsigned index) {
         if (SSL_connect(peer->tls) != 1) fail("TLS handshake failed");
     }
 #endif
-    dialect->greet(peer);
+    dialect->knock(peer);
 }
 
 static struct peer *add(enum role role, unsigned count) {
@@ -600,6 +613,7 @@ static struct peer *add(enum role role, unsigned count) {
     for (unsigned i = 0; i < count; i++) {
         struct peer *peer = peers + peers_count++;
         connected(peer, role, i);
+        dialect->greet(peer);
         if (role == CALLER && !(peer->sent_at = calloc(given.flight, sizeof *peer->sent_at))) fail("out of memory");
         if (role == WORKER && given.hold) peer->held = calloc(given.hold + 1, sizeof *peer->held);
         fcntl(peer->fd, F_SETFL, O_NONBLOCK);
@@ -697,22 +711,26 @@ static void idle_mode(void) {
     printf("{\"connections\": %u, \"kib_each\": %.3f}\n", given.idle, (broker_kib() - kib_before) / given.idle);
 }
 
+static void welcomed(struct peer *peer) { /* the dialect's own hello has been answered, and the connection ends */
+    char bytes[HEAD];
+    dialect->greet(peer);
+    if (peer->out_used && (give(peer, peer->out, peer->out_used) < 0 || take(peer, bytes, sizeof bytes) <= 0))
+        fail("no welcome");
+    free(peer->out);
+#ifdef WITH_TLS
+    if (peer->tls) SSL_free(peer->tls);
+#endif
+    close(peer->fd);
+}
+
 static void accept_mode(void) {
     struct snapshot from = snapshot();
     uint64_t count = 0;
     bool measuring = false;
     for (;;) {
-        struct peer peer;
-        connected(&peer, LISTENER, 0);
-        char byte[64];
-        if (peer.out_used && (give(&peer, peer.out, peer.out_used) < 0 || take(&peer, byte, sizeof byte) <= 0))
-            fail("no welcome");
-        free(peer.out);
-#ifdef WITH_TLS
-        if (peer.tls) SSL_free(peer.tls);
-#endif
-        close(peer.fd);
-        count++;
+        for (unsigned i = 0; i < given.idle; i++) connected(peers + i, LISTENER, i);
+        for (unsigned i = 0; i < given.idle; i++) welcomed(peers + i);
+        count += given.idle;
         double s = (double)(now_ns() - from.at) / 1e9;
         if (!measuring && s >= given.warm_s) {
             from = snapshot(), count = 0, measuring = true;
@@ -743,7 +761,7 @@ static void read_options(int count, char **words) {
         {"hold", 1, 0, HOLD},               /* requests a worker keeps before it answers the oldest */
         {"endpoints", 1, 0, ENDPOINTS},     /* so many, shared out to the workers with broker.serve; 0: one, by path */
         {"listeners", 1, 0, LISTENERS},     /* publish: who hear it */
-        {"idle", 1, 0, IDLE},               /* idle: connections */
+        {"idle", 1, 0, IDLE},               /* idle: connections; accept: so many at a time */
         {"bytes", 1, 0, BYTES}, {"reply-bytes", 1, 0, REPLY_BYTES},
         {"count", 1, 0, COUNT},             /* so many requests in all, from the first on, instead of a time */
         {"warm", 1, 0, WARM}, {"seconds", 1, 0, SECONDS},

@@ -161,12 +161,10 @@ def _crossbar_config(port: int) -> dict[str, Any]:
     permissions = [{"uri": "", "match": "prefix", "allow": may, "cache": True}]
     realm = {"name": "realm1", "roles": [{"name": "anonymous", "permissions": permissions}]}
     transport = {
-        "type": "web",
+        "type": "websocket",
         "endpoint": {"type": "tcp", "interface": "127.0.0.1", "port": port, "backlog": 4096},
-        "paths": {
-            "/": {"type": "nodeinfo"},
-            "ws": {"type": "websocket", "serializers": ["json"], "auth": {"anonymous": {"type": "static", "role": "anonymous"}}},
-        },
+        "serializers": ["json"],
+        "options": {"allowed_origins": ["*"], "enable_webstatus": False},
     }
     return {"version": 2, "workers": [{"type": "router", "realms": [realm], "transports": [transport]}]}
 
