@@ -22,14 +22,14 @@ RATIO_MAX = 2.0
 GROWTH_MAX_MIB = 64.0
 
 
-def whole(mib: float, repeat: int) -> Figures:
+def whole(mib: float, repeat: int, seconds: float) -> Figures:
     """One message there and one back, of so many MiB."""
     found: Figures = {}
     for _ in range(repeat):
         for name in ("relay", "ours"):
             with subject(name) as system:
                 before = peak_kib(system.pid)
-                one = system.run(callers=1, workers=1, bytes=int(mib * MB), seconds=2.0)
+                one = system.run(callers=1, workers=1, bytes=int(mib * MB), seconds=seconds, warm=seconds / 3)
                 grown = (peak_kib(system.pid) - before) / 1024
             ms = one["cpu_us"] / 1000 / (2 * mib)
             found[f"{name}_ms_per_mib"] = round(min(ms, found.get(f"{name}_ms_per_mib", ms)), 4)
@@ -49,8 +49,12 @@ def main() -> int:
     parser.add_argument("--whole", type=float, default=10, help="MiB of the message")
     parser.add_argument("--parts", type=float, default=100, help="MiB of the stream")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured of the whole message")
     given = parser.parse_args()
-    found = {"whole": whole(given.whole, given.repeat), "parts": asyncio.run(in_parts(given.parts, given.repeat))}
+    found = {
+        "whole": whole(given.whole, given.repeat, given.seconds),
+        "parts": asyncio.run(in_parts(given.parts, given.repeat)),
+    }
     print(json.dumps(found))
     return int(
         any(

@@ -137,7 +137,8 @@ def instructions(*, pure: bool = False) -> float | None:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
         command += [sys.executable, "-m", "benchmarks.path", "--callgrind", "--rounds", str(CALLGRIND_ROUNDS)]
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*command, *(["--pure"] if pure else [])], capture_output=True, text=True, env=environment)
+        command += ["--pure"] if pure else []
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     collected = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or collected is None:
         raise RuntimeError(f"callgrind failed: {done.stderr[-500:]}")

@@ -75,8 +75,8 @@ CURVES: Mapping[str, Curve] = {
         lambda n: {"callers": 16, "flight": 16, "workers": min(n, 16), "endpoints": n},
     ),
     "workers": Curve(
-        "Workers of one endpoint, 128×16", "workers", (1, 10, 100, 1000),
-        lambda n: {"callers": 128, "flight": 16, "workers": n}, MANY_ACCEPTS, beside=True,
+        "Workers of one endpoint, 64×16", "workers", (1, 10, 100, 1000),
+        lambda n: {"callers": 64, "flight": 16, "workers": n}, MANY_ACCEPTS, beside=True,
     ),
     "listeners": Curve(
         "Listeners of one broadcast", "listeners", (1, 10, 100, 1000, 10_000),
@@ -103,7 +103,7 @@ def measure(name: str, repeat: int, seconds: float, most: int, tell: Told) -> di
             for _ in range(1 if point > 100_000 and not curve.linear else repeat):
                 try:
                     with subject(system, curve.environment) as running:
-                        rounds.append(running.run(**{"seconds": seconds, **curve.options(point)}))
+                        rounds.append(running.run(**{"seconds": seconds, "warm": seconds / 3, **curve.options(point)}))
                 except RuntimeError as error:
                     tell(f"{name} {point}: {error}")
             if rounds:

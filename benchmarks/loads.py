@@ -60,7 +60,7 @@ def measure(
                     if load not in SLOW.get(name, loads):
                         continue
                     try:
-                        one = system.run(**{"seconds": seconds, **LOADS[load]})
+                        one = system.run(**{"seconds": seconds, "warm": seconds / 3, **LOADS[load]})
                     except RuntimeError as error:
                         tell(f"{load}: {error}")
                         continue

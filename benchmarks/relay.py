@@ -82,9 +82,7 @@ async def start(port: int = 0, ssl_context: ssl.SSLContext | None = None) -> int
     links = LoopLinks(LinkLimits())
     acceptors: list[Acceptor] = []
     arguments = {"links": links, "acceptors": acceptors, "waiting": {True: deque(), False: deque()}}
-    acceptors.append(
-        Acceptor(HTTPServer(Application([("/ws/.*", RelayHandler, arguments)])), ssl_context=ssl_context)
-    )
+    acceptors.append(Acceptor(HTTPServer(Application([("/ws/.*", RelayHandler, arguments)])), ssl_context=ssl_context))
     acceptors[0].add_sockets(bind_sockets(port, "127.0.0.1"))
     return int(acceptors[0].sockets[0].getsockname()[1])
 

@@ -1,4 +1,4 @@
-"""The systems under load: this broker and its peers, each started fresh, pinned to one processor, told to the generator.
+"""The systems under load: this broker and its peers, each pinned to one processor and told to the generator.
 
 `ours` is `broker serve` with its defaults, `pure` the same without the compiled module, `floor` and `relay` what is
 left if one takes everything away (in C, in Python). nats-server and Crossbar are peers where they are installed:
@@ -46,7 +46,9 @@ class Subject:
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         pids = ",".join(map(str, family(self.pid)))
         command = [compiled("generator"), *self._words, f"--mode={mode}", f"--broker={pids}", *words]
-        done = subprocess.run(pinned(command, processors()[1]), capture_output=True, text=True, timeout=RUN_S)
+        done = subprocess.run(
+            pinned(command, processors()[1]), capture_output=True, text=True, timeout=RUN_S, check=False
+        )
         if done.returncode or not done.stdout:
             raise RuntimeError(f"{self.name}, {mode} {options}: {done.stderr.strip() or done.returncode}")
         found: Figures = json.loads(done.stdout)
@@ -69,9 +71,9 @@ def compiled(name: str) -> str:
     fresh = f"{program}.{os.getpid()}"
     base = [compiler, "-O2", "-o", fresh, str(source)]
     for more in (["-DWITH_TLS", "-lssl", "-lcrypto"], []):  # without OpenSSL's headers: without TLS
-        done = subprocess.run([*base, *more], capture_output=True, text=True)
+        done = subprocess.run([*base, *more], capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            os.replace(fresh, program)
+            Path(fresh).replace(program)
             return str(program)
     raise SystemExit(f"{source.name} does not compile:\n{done.stderr}")
 
@@ -157,7 +159,7 @@ def _crossbar_node() -> Peer:
 
 def _crossbar_config(port: int) -> dict[str, Any]:
     """A router that lets everybody do everything; one transport, WebSocket."""
-    may = {name: True for name in ("call", "register", "publish", "subscribe")}
+    may = dict.fromkeys(("call", "register", "publish", "subscribe"), True)
     permissions = [{"uri": "", "match": "prefix", "allow": may, "cache": True}]
     realm = {"name": "realm1", "roles": [{"name": "anonymous", "permissions": permissions}]}
     transport = {
