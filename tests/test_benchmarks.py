@@ -78,7 +78,7 @@ def test_a_request_that_waits_holds_little_and_leaves_nothing() -> None:
     found = memory_counts()
     assert found["blocks"] <= 12
     assert found["kib"] <= 0.9
-    assert found["blocks_left"] <= 0.05, "a block per twenty requests stays: something is kept of what has ended"
+    assert found["blocks_left"] <= 0.1, "what has ended keeps something, and not just the 135 blocks of slots not yet due"
 
 
 @pytest.mark.parametrize("pure", [False, True])
