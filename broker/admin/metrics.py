@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from broker._version import VERSION
 from broker.auth.authenticate import AuthCounters
 from broker.auth.door import Door
 from broker.auth.facts import Refused
@@ -55,6 +56,7 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """All families, in a fixed order."""
+        yield from self._build()
         yield from self._requests()
         yield from self._messages()
         yield from self._memory()
@@ -62,6 +64,12 @@ class Collector:
         yield from self._endpoints()
         yield from self._links()
         yield from self._doors()
+
+    def _build(self) -> Iterator[Metric]:
+        from prometheus_client.core import InfoMetricFamily
+
+        core = "compiled" if self._sources.links.native else "python"
+        yield InfoMetricFamily("broker_build", "What runs here.", value={"version": VERSION, "core": core})
 
     def _requests(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult
 import click
 import msgspec
 
-from broker._version import VERSION
+from broker._version import VERSION, core
 from broker.auth.targets import Target, locator
 from broker.cli.connection import broker_options, clean_line, exit_code
 from broker.cli.exits import Exit, Failure
@@ -211,7 +211,7 @@ class _Examination:
         yield Check("websocket", "ok", f"ping answered in {told['took_ms']:.1f} ms as {told['peer']}")
         theirs = str(told.get("version", "?"))
         if theirs.split(".")[:2] == VERSION.split(".")[:2]:
-            yield Check("versions", "ok", f"broker {theirs}, this command {VERSION}")
+            yield Check("versions", "ok", f"broker {theirs}, this command {VERSION} ({core()})")
         else:
             advice = "Install the same version here and there."
             yield Check("versions", "warn", f"broker {theirs}, this command {VERSION}", advice)

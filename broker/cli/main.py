@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
-from broker._version import VERSION
+from broker._version import VERSION, core
 from broker.cli.exits import MEANINGS, Exit, Failure
 from broker.config.errors import ConfigError
 
@@ -81,8 +81,16 @@ class LazyGroup(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"broker {VERSION} ({core()})")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="broker", message="%(prog)s %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def cli() -> None:
     """A request broker: workers dial out, callers ask, every accepted request ends exactly once, by its deadline."""
 

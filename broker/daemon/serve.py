@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from broker._version import VERSION
+from broker._version import VERSION, core
 from broker.auth.access_file import Access, AccessError, AccessFile
 from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
 from broker.auth.users import UserStore, default_users_path
@@ -121,7 +121,7 @@ class _Daemon:
         # What has been made until now stays: the collector need not walk over it again and again.
         gc.collect()
         gc.freeze()
-        log.info("broker %s serves on %s", VERSION, url)
+        log.info("broker %s (%s) serves on %s", VERSION, core(), url)
         self._notifier.ready(f"serving on {url}")
         watchdog = asyncio.create_task(self._watch()) if self._notifier.watchdog_s else None
         await self._ending.wait()

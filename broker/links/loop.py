@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from broker._version import PURE
 from broker.core.budget import Budget
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
 RECEIVE_BYTES = 64 << 10
-PURE = "BROKER_PURE"
-"""environment variable: set to anything, nothing is read or written in C"""
 
 
 def fastest_unmask() -> Unmask:
@@ -71,7 +70,7 @@ class LoopLinks:
         self.receive_buffer = memoryview(bytearray(CARRY_MAX_BYTES + RECEIVE_BYTES))
         self.receive_room = self.receive_buffer[:RECEIVE_BYTES]
         self.unmask = fastest_unmask()
-        self.native = Reader is not None and not os.environ.get(PURE)
+        self.native = Reader is not None and not os.environ.get(PURE)  # whether links read and write in C
         self._masks = b""
         self._gone = asyncio.Event()
 
