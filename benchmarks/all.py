@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import plots, report
 from benchmarks.processes import ROOT
 from benchmarks.subjects import peers
+from broker._version import core
 
 PARTS: dict[str, tuple[str, str]] = {  # command, and what makes it short
     "loads": ("loads --repeat 3", "--repeat 1 --seconds 0.3 --subjects ours,floor --loads 16x16,fan-out"),
@@ -70,8 +71,6 @@ def machine() -> dict[str, Any]:
     """What it ran on."""
     import uvloop
 
-    from broker.wire import native
-
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     nats = _said("nats-server", "--version") or _said("/usr/sbin/nats-server", "--version")
     crossbar = _said(os.environ.get("CROSSBAR", "crossbar"), "version")
@@ -82,7 +81,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "uvloop": uvloop.__version__,
-        "compiled": native.Reader is not None,
+        "core": core(),
         "nats": nats.rpartition(" ")[2].lstrip("v"),
         "crossbar": version[1] if version else "",
         "peers": peers(),

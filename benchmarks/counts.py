@@ -32,6 +32,7 @@ from pathlib import Path as File
 from benchmarks.path import PER_ROUND, Path
 from benchmarks.processes import ROOT
 from benchmarks.subjects import Subject, subject
+from broker._version import PURE
 
 SHORT = 100
 WAITING_ROUNDS = 8
@@ -146,7 +147,7 @@ def instructions(*, pure: bool = False) -> float | None:
 
 
 def measure(requests: int, *, pure: bool = False) -> dict[str, float]:
-    """All counts. `blocks` and `kib` are those of this process, compiled module or not."""
+    """All counts. `blocks` and `kib` are those of this process, compiled core or not."""
     found = {**wire_counts(requests, pure=pure), **memory_counts()}
     counted = instructions(pure=pure)
     return found if counted is None else {**found, "instructions": counted}
@@ -155,10 +156,10 @@ def measure(requests: int, *, pure: bool = False) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description="what a request costs, counted")
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--pure", action="store_true", help="without the compiled module")
+    parser.add_argument("--pure", action="store_true", help="without the compiled core")
     given = parser.parse_args()
     if given.pure:
-        sys.modules["broker.wire._native"] = None  # type: ignore[assignment]
+        os.environ[PURE] = "1"
     print(json.dumps(measure(given.requests, pure=given.pure)))
 
 

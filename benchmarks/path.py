@@ -13,10 +13,11 @@ import gc
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from broker._version import PURE
 
 CALLERS, WORKERS, FLIGHT = 16, 4, 16
 PER_ROUND = CALLERS * FLIGHT
@@ -189,11 +190,11 @@ async def _measure(rounds: int, callgrind: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="processor time per request, without sockets")
     parser.add_argument("--rounds", type=int, default=200, help="of 256 requests each")
-    parser.add_argument("--pure", action="store_true", help="without the compiled module")
+    parser.add_argument("--pure", action="store_true", help="without the compiled core")
     parser.add_argument("--callgrind", action="store_true", help="count instructions; to be started under callgrind")
     options = parser.parse_args()
     if options.pure:
-        sys.modules["broker.wire._native"] = None  # type: ignore[assignment]
+        os.environ[PURE] = "1"
     print(json.dumps(asyncio.run(_measure(options.rounds, options.callgrind))))
 
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker._version import PURE
+
 START_S = 30.0
 ROOT = Path(__file__).parents[1]
-PURE = "import sys; sys.modules['broker.wire._native'] = None; from broker.cli.main import main; main()"
-"""the broker as it is where its C could not be built"""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,15 @@ def daemon(
     """`broker serve` on a free port, with files of its own, for the length of the block.
 
     `environment` configures it (`BROKER_LIMITS__…`); `processor` is the only one it may run on; `pure` leaves the
-    compiled module out. It has ended when the block has. SystemExit, with its log, if it does not start in 30 s.
+    compiled core out. It has ended when the block has. SystemExit, with its log, if it does not start in 30 s.
     """
-    program = ["-c", PURE] if pure else ["-m", "broker"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o700)
         files = {"BROKER_AUTH__TOKENS_FILE": f"{folder}/tokens.json", "XDG_RUNTIME_DIR": folder, "PYTHONPATH": _path()}
-        variables = {**os.environ, **files, **(environment or {})}
+        variables = {**os.environ, **files, **({PURE: "1"} if pure else {}), **(environment or {})}
         log = Path(folder, "log")
         with log.open("w") as stream:
-            command = pinned([sys.executable, "-P", *program, "serve", "--port", "0"], processor)
+            command = pinned([sys.executable, "-P", "-m", "broker", "serve", "--port", "0"], processor)
             process = subprocess.Popen(command, env=variables, stderr=stream, stdout=stream, cwd=folder)
         try:
             yield Daemon(_url(process, log), process.pid, variables)

@@ -77,7 +77,7 @@ def machine(known: Known) -> str:
         f"Measured from {min(part['at'] for part in parts)} to {max(part['at'] for part in parts)}, at "
         f"{', '.join(commits)}: {at['processors']} processors "
         f"({at['processor']}), Linux {at['kernel']}, Python {at['python']}, uvloop {at['uvloop']}, "
-        f"{'with' if at['compiled'] else 'without'} the compiled module. Beside it: {', '.join(names) or 'nothing'}. "
+        f"{at['core']}. Beside it: {', '.join(names) or 'nothing'}. "
         f"The load average before and after the parts was {min(loads):g} to {max(loads):g}, their own load included."
     )
 

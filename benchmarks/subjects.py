@@ -1,6 +1,6 @@
 """The systems under load: this broker and its peers, each pinned to one processor and told to the generator.
 
-`ours` is `broker serve` with its defaults, `pure` the same without the compiled module, `floor` and `relay` what is
+`ours` is `broker serve` with its defaults, `pure` the same without the compiled core, `floor` and `relay` what is
 left if one takes everything away (in C, in Python). nats-server and Crossbar are peers where they are installed:
 nats-server on the PATH or in /usr/sbin, Crossbar on the PATH or named by `CROSSBAR`.
 """

@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks.counts import instructions, memory_counts, wire_counts
 from benchmarks.loads import best
 from benchmarks.processes import ROOT
-from broker.wire import native
+from broker._version import core
 
 SHORT = {
     "table": ["--pending", "0,1000", "--count", "500", "--repeat", "1"],
@@ -35,7 +35,7 @@ SHORT = {
 }
 
 INSTRUCTIONS_MAX = {True: 58_000, False: 135_000}
-"""of one request between bytes in and out, with the compiled module and without: 49,400 and 116,000 on 2026-11-21"""
+"""of one request between bytes in and out, with the compiled core and without: 49,400 and 116,000 on 2026-11-21"""
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -78,7 +78,9 @@ def test_a_request_that_waits_holds_little_and_leaves_nothing() -> None:
     found = memory_counts()
     assert found["blocks"] <= 12
     assert found["kib"] <= 0.9
-    assert found["blocks_left"] <= 0.1, "what has ended keeps something, and not just the 135 blocks of slots not yet due"
+    assert found["blocks_left"] <= 0.1, (
+        "what has ended keeps something, and not just the 135 blocks of slots not yet due"
+    )
 
 
 @pytest.mark.parametrize("pure", [False, True])
@@ -86,7 +88,7 @@ def test_a_request_costs_no_more_instructions_than_it_did(pure: bool) -> None:
     counted = instructions(pure=pure)
     if counted is None:
         pytest.skip("valgrind is not installed")
-    assert counted <= INSTRUCTIONS_MAX[not pure and native.Reader is not None]
+    assert counted <= INSTRUCTIONS_MAX[not pure and core() == "compiled core"]
 
 
 # ---------------------------------------------------------------- what is published
