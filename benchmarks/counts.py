@@ -6,7 +6,7 @@
     calls              system calls of any kind per request, where strace may attach (absent otherwise)
     bytes_out          bytes that the broker writes per request, as the generator receives them
     blocks, kib        memory blocks of Python, and KiB, that one request holds while it waits for its answer
-    blocks_left        blocks per request that are still held when all have been answered
+    blocks_left        blocks still held when all have been answered: slots of deadlines, however many they were
     instructions       of the processor, between bytes in and bytes out, where valgrind is installed (absent otherwise)
 
 Calls, bytes: one caller, one request in flight, so that nothing depends on what gathers in a turn of the loop. Each is
@@ -91,10 +91,10 @@ def _traced(system: Subject, count: int) -> int | None:
         return int(total[1]) if total else None
 
 
-async def _held() -> dict[str, float]:
+async def _held(rounds: int) -> dict[str, float]:
     path = Path()
     await asyncio.sleep(0)
-    for _ in range(WAITING_ROUNDS):  # so that tables and lists have grown as far as they will
+    for _ in range(rounds):  # so that tables and lists have grown as far as they will
         path.take_in(path.requests())
     path.take_in(path.answers())
     for _, transport in path.callers:
@@ -102,8 +102,8 @@ async def _held() -> dict[str, float]:
     gc.collect()
     gc.disable()
     tracemalloc.start()
-    requests = WAITING_ROUNDS * PER_ROUND
-    texts = [path.requests() for _ in range(WAITING_ROUNDS)]
+    requests = rounds * PER_ROUND
+    texts = [path.requests() for _ in range(rounds)]
     size, blocks = tracemalloc.get_traced_memory()[0], sys.getallocatedblocks()
     for text in texts:
         path.take_in(text)
@@ -121,13 +121,13 @@ async def _held() -> dict[str, float]:
     return {
         "blocks": round((held_blocks - blocks) / requests, 2),
         "kib": round((held_size - size) / requests / 1024, 3),
-        "blocks_left": round(max(0, left - blocks) / requests, 3),
+        "blocks_left": left - blocks,
     }
 
 
-def memory_counts() -> dict[str, float]:
-    """What a waiting request holds, in this process."""
-    return asyncio.run(_held())
+def memory_counts(rounds: int = WAITING_ROUNDS) -> dict[str, float]:
+    """What a request holds that waits with `rounds` × 256 others, in this process."""
+    return asyncio.run(_held(rounds))
 
 
 def instructions(*, pure: bool = False) -> float | None:

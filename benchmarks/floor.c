@@ -62,6 +62,10 @@ static void send_frame(struct peer *peer, const char *before, size_t before_size
 }
 
 static void flush(struct peer *peer) {
+    if (peer->fd < 0) {
+        peer->out_sent = peer->out_used = 0;
+        return;
+    }
     while (peer->out_sent < peer->out_used) {
         ssize_t gone = send(peer->fd, peer->out + peer->out_sent, peer->out_used - peer->out_sent, MSG_NOSIGNAL);
         if (gone < 0) break;
@@ -159,6 +163,7 @@ static void readable(struct peer *peer) {
         if (got == 0) {
             epoll_ctl(poller, EPOLL_CTL_DEL, peer->fd, NULL);
             close(peer->fd);
+            peer->fd = -1; /* the number may be another's at once; what is still to be said is for nobody */
             forget(listeners, &listeners_count, peer);
             forget(workers, &workers_count, peer);
             return;

@@ -197,7 +197,7 @@ def counts(known: Known) -> str:
         "instructions": "instructions, without the kernel's",
         "blocks": "blocks of memory while it waits",
         "kib": "KiB while it waits",
-        "blocks_left": "blocks left when it has ended",
+        "blocks_left": "blocks left when 2,048 have ended, in all",
     }
     rows = [[title, _number(ours[name]), _number(pure[name])] for name, title in titles.items() if name in ours]
     path = [_figures(known, name)[0]["cpu_us"] for name in ("path", "path_pure")]

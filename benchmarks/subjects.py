@@ -47,7 +47,12 @@ class Subject:
         pids = ",".join(map(str, family(self.pid)))
         command = [compiled("generator"), *self._words, f"--mode={mode}", f"--broker={pids}", *words]
         done = subprocess.run(
-            pinned(command, processors()[1]), capture_output=True, text=True, timeout=RUN_S, check=False
+            pinned(command, processors()[1]),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=RUN_S,
+            check=False,
         )
         if done.returncode or not done.stdout:
             raise RuntimeError(f"{self.name}, {mode} {options}: {done.stderr.strip() or done.returncode}")
