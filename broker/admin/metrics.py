@@ -66,10 +66,11 @@ class Collector:
         yield from self._doors()
 
     def _build(self) -> Iterator[Metric]:
-        from prometheus_client.core import InfoMetricFamily
+        from prometheus_client.core import GaugeMetricFamily
 
-        core = "compiled" if self._sources.links.native else "python"
-        yield InfoMetricFamily("broker_build", "What runs here.", value={"version": VERSION, "core": core})
+        build = GaugeMetricFamily("broker_build_info", "1, of what runs here.", labels=["version", "core"])
+        build.add_metric([VERSION, "compiled" if self._sources.links.native else "python"], 1)
+        yield build
 
     def _requests(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -99,6 +100,8 @@ class Collector:
         yield CounterMetricFamily("broker_displaced", text, value=counters.displaced)
         text = "Requests that waited when a newer one of their kind came."
         yield CounterMetricFamily("broker_superseded", text, value=counters.superseded)
+        text = "Errors of workers for a class they never answered well; they are passed over for it a while."
+        yield CounterMetricFamily("broker_doubts", text, value=counters.doubts)
         buckets, total = [], 0
         for power, count in enumerate(counters.latency):
             total += count
@@ -163,6 +166,11 @@ class Collector:
         yield CounterMetricFamily("broker_sessions_resumed", "Those of them that did.", value=counters.resumed)
         text = "Acknowledgements of what was never sent."
         yield CounterMetricFamily("broker_acks_ignored", text, value=counters.acks_ignored)
+        text = "What was given up because one principal held more than its share."
+        over_share = CounterMetricFamily("broker_over_share", text, labels=["of"])
+        for name, count in counters.over_share.items():
+            over_share.add_metric([name], count)
+        yield over_share
         text = "Sessions without a link that may return."
         yield GaugeMetricFamily("broker_sessions_away", text, value=router.sessions.suspended)
         yield GaugeMetricFamily("broker_fanouts", "Broadcasts under way.", value=len(router.fanouts))

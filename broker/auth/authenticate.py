@@ -26,7 +26,7 @@ _CHALLENGE = ("WWW-Authenticate", "Bearer")
 class AuthCounters:
     """What authentication has seen, as plain counts."""
 
-    __slots__ = ("admitted", "malformed", "misdirected", "missing", "origin_refused", "throttled", "wrong")
+    __slots__ = ("admitted", "busy", "malformed", "misdirected", "missing", "origin_refused", "throttled", "wrong")
 
     def __init__(self) -> None:
         self.admitted = 0
@@ -42,7 +42,9 @@ class AuthCounters:
         self.wrong = 0
         """401: a credential that is not valid, whatever the cause"""
         self.throttled = 0
-        """429: one more of these from an address that had sent too many"""
+        """429: one more of these from an address, or for a name, that had sent too many"""
+        self.busy = 0
+        """503: a password that came while too many waited to be looked at"""
 
 
 class Credential(msgspec.Struct, frozen=True):
@@ -207,6 +209,9 @@ class Authenticator:
             self.counters.throttled += 1
             retry = (("Retry-After", str(throttled.wait_s)),)
             raise Refused(429, "too many wrong passwords; try again later", retry) from None
+        except Refused:
+            self.counters.busy += 1
+            raise
         if principal is None:
             self.counters.wrong += 1
             raise Refused(401, "the name or the password is not right", (_CHALLENGE,))
@@ -287,6 +292,14 @@ class Authenticator:
         if principal.user_id and not (self.sign_in is not None and self.sign_in.users.is_valid(principal.user_id)):
             return False
         return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
+
+    def knows(self, name: str) -> bool:
+        """Whether a stored token, or a user, is valid now that proves this principal."""
+        stored = self.tokens is not None and any(
+            record.name == name and self.tokens.is_valid(record.id) for record in self.tokens.tokens()
+        )
+        user = self.sign_in.users.find(name) if self.sign_in is not None else None
+        return stored or (user is not None and not user.disabled)
 
     def not_yours(self, remote: str) -> Refused:
         """The refusal of who names a session that is another's, or not with its secret; it counts as a guess."""

@@ -33,6 +33,10 @@ _Deadline = Annotated[float, Meta(gt=0, le=366 * DAY_S)]
 
 
 _Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z][A-Za-z0-9_-]{0,63}\Z")]
+_Classes = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_-]{0,127}\Z")], ...],
+    Meta(min_length=1, max_length=1000),
+]
 _Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")]
 
 
@@ -249,6 +253,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keys_kept_s: Annotated[
         float, Meta(ge=0, le=7 * DAY_S, description="Seconds for which a finished reply is kept for repeats.")
     ] = 600
+    principal_share: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=1,
+            description="Part of the memory, the sessions and the kept replies that what is kept for one principal "
+            "may take.",
+        ),
+    ] = 0.25
     memory_soft_bytes: Annotated[
         int,
         Meta(
@@ -353,6 +366,23 @@ class RtCloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             extra={"expects": 'names of paths, each with the name of an endpoint, as in {wsData="data"}'},
         ),
     ] = msgspec.field(default_factory=lambda: {"wsData": "data", "wsSubject": "subject"})
+    classes: Annotated[
+        dict[_Segment, _Classes],
+        Meta(
+            max_length=100,
+            description="Which classes every daemon at a path has, where that is known; otherwise its answers tell.",
+            extra={"expects": 'names of paths, each with names of classes, as in {wsData=["DataInterface"]}'},
+        ),
+    ] = {}
+    pass_over_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=DAY_S,
+            description="Seconds for which a daemon is passed over for a class it answered with an error, never well, "
+            "while another daemon has that class; 0: not at all.",
+        ),
+    ] = 60
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

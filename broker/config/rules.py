@@ -82,6 +82,9 @@ def _rtcloud(rtcloud: RtCloud, config: Config) -> Iterator[Problem]:
     for path in sorted(OWN_PATHS.intersection(rtcloud.endpoints)):
         right = f"expected names of paths the broker does not have itself, and it has /{path}"
         yield ((("rtcloud", "endpoints"), right),)
+    for path in sorted(rtcloud.classes.keys() - rtcloud.endpoints.keys()):
+        right = f"expected paths that stand in rtcloud.endpoints, and {path} does not"
+        yield ((("rtcloud", "classes"), right), (("rtcloud", "endpoints"), right))
     if config.limits.message_max_bytes < DAEMON_FRAME_BYTES:
         size = literal(DAEMON_FRAME_BYTES)
         right = f"expected at least {size}, the size of messages from rt-cloud's daemons, as rtcloud.enabled is set"

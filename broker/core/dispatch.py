@@ -6,9 +6,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedDict
+
+from broker.core.classes import Classes, class_of
 
 if TYPE_CHECKING:
     from broker.core.ids import SessionId
@@ -27,7 +29,7 @@ class Policy(ABC):
 
     __slots__ = ("registrations",)
 
-    binds: ClassVar[bool] = False
+    binds: bool = False
     """whether a group is bound to one registration, for which its requests wait"""
 
     def __init__(self, registrations: Collection[Registration] = ()) -> None:
@@ -262,6 +264,49 @@ class Sticky(LeastPending):
 
     def left(self, registration: Registration) -> None:
         self._targets = {name: target for name, target in self._targets.items() if target is not registration}
+
+
+class Informed(Policy):
+    """Another policy, which does not see whom the answers speak against, unless nobody else is free."""
+
+    __slots__ = ("binds", "classes", "inner")
+
+    def __init__(self, inner: Policy, classes: Classes) -> None:
+        super().__init__(inner.registrations)
+        self.inner = inner
+        self.classes = classes
+        self.binds = inner.binds
+
+    def add(self, registration: Registration) -> None:
+        self.inner.add(registration)
+
+    def remove(self, registration: Registration) -> None:
+        self.inner.remove(registration)
+
+    def choose(self, method: str, group: str | None = None) -> Registration | None:
+        passed_over = self.classes.passed_over(class_of(method))
+        for each in passed_over:
+            self.inner.remove(each)
+        chosen = self.inner.choose(method, group)
+        for each in passed_over:
+            self.inner.add(each)
+        return self.inner.choose(method, group) if chosen is None else chosen
+
+    def changed(self, registration: Registration, before: int) -> None:
+        self.inner.changed(registration, before)
+
+    def target(self, method: str, group: str) -> Registration | None:
+        return self.inner.target(method, group)
+
+    def came(self, registration: Registration) -> None:
+        self.inner.came(registration)
+
+    def left(self, registration: Registration) -> None:
+        self.inner.left(registration)
+        self.classes.forget(registration)
+
+    def __len__(self) -> int:
+        return len(self.inner)
 
 
 def rank(session: SessionId, group: str) -> bytes:

@@ -67,6 +67,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str | None = None
     listen: bool = True
     capacity: int | None = None
+    methods: frozenset[str] | None = None
     grace_s: float = 0.0
     secret: str = ""
     expires_at: float | None = None
@@ -129,6 +130,14 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     attempt: AttemptId
     body: Body
     error: ErrorReply | None = None
+
+
+class ClassAnswered(msgspec.Struct, frozen=True, gc=False):
+    """A worker is about to answer an attempt, `well` or with an error: that tells whether it has the method's class."""
+
+    session: Session
+    attempt: AttemptId
+    well: bool
 
 
 class ErrorReply(msgspec.Struct, frozen=True, gc=False):
@@ -237,8 +246,8 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Attached | Resumed | Detached | Acked | Asked | Answered | BadReply | Overrun | PartSent | CreditGranted
-    | Progressed | Stray | Malformed | Refused | Cancel | Congested | Drain
+    Attached | Resumed | Detached | Acked | Asked | Answered | ClassAnswered | BadReply | Overrun | PartSent
+    | CreditGranted | Progressed | Stray | Malformed | Refused | Cancel | Congested | Drain
 )  # fmt: skip
 
 

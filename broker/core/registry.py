@@ -6,7 +6,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from broker.core.dispatch import POLICIES, Policy
+from broker.core.classes import Classes
+from broker.core.dispatch import POLICIES, Informed, Policy
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.lines import Line, Lines
 from broker.core.messages import EMPTY, Body
@@ -51,11 +52,12 @@ class Registration:
 class Endpoint:
     """A name under which workers answer: its registrations, those that are free (`free`), and the queue.
 
-    `leaving` are registrations that have ended and still have requests in their hands.
+    `leaving` are registrations that have ended and still have requests in their hands. `classes` is what was learned
+    of the workers, if there was anything to learn.
     """
 
     __slots__ = (
-        "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits", "lines",
+        "classes", "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits", "lines",
         "listeners", "name", "queue", "queue_max", "registrations", "served", "topics",
     )  # fmt: skip
 
@@ -65,6 +67,7 @@ class Endpoint:
         self.configure(limits, own)
         self.registrations: dict[Session, Registration] = {}
         self.free: Policy = POLICIES[self.limits.policy](self.registrations.values())
+        self.classes: Classes | None = None
         self.lines = Lines()
         self.leaving: dict[Session, Registration] = {}
         self.queue = Queue()
@@ -116,7 +119,14 @@ class Endpoint:
         for registration in self.registrations.values():
             if registration.free:
                 self.free.add(registration)
+        if self.classes is not None:
+            self.inform(self.classes)
         self.queue.sort(self.line_of)
+
+    def inform(self, classes: Classes) -> None:
+        """Choose by what is learned there from now on, too."""
+        self.classes = classes
+        self.free = Informed(self.free, classes)
 
     def __repr__(self) -> str:
         return f"<endpoint {self.name} workers={len(self.registrations)} queued={len(self.queue)}>"

@@ -22,6 +22,7 @@ from broker.core.events import (
     Attached,
     BadReply,
     Cancel,
+    ClassAnswered,
     Congested,
     CreditGranted,
     Detached,
@@ -36,6 +37,7 @@ from broker.core.events import (
     Resumed,
     Stray,
 )
+from broker.core.learning import Learning
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.own_methods import OwnMethods
 from broker.core.refusals import Refusals
@@ -75,6 +77,7 @@ class Router:
             Asked: self._asked,
             Answered: requests.answered,
             BadReply: requests.bad_reply,
+            ClassAnswered: Learning(state).answered,
             Cancel: requests.cancelled,
             PartSent: streaming.part_sent,
             Overrun: streaming.overrun,

@@ -11,6 +11,7 @@ from broker.core.ids import AttemptId, SessionId, WireId
 from broker.core.limits import Limits
 
 if TYPE_CHECKING:
+    from broker.core.classes import Doubt
     from broker.core.events import Detached
     from broker.core.kept import Kept
     from broker.core.pending import Attempt, Request
@@ -51,7 +52,7 @@ class Session:
         self.capacity = event.capacity or capacity
         self.grace_s = event.grace_s
         self.expires_at = event.expires_at
-        self.expiry_slot: dict[Session, None] | None = None
+        self.expiry_slot: dict[Session | Doubt, None] | None = None
         self.token_id = event.token_id
         self.login_id = event.login_id
         self.remote = event.remote
@@ -106,13 +107,13 @@ class Session:
 
 
 class Sessions:
-    """All sessions by id, and when their credentials expire, or their grace."""
+    """All sessions by id, and when their credentials expire, or their grace, or what is held against them."""
 
     __slots__ = ("by_id", "expiry", "suspended")
 
     def __init__(self, limits: Limits) -> None:
         self.by_id: dict[SessionId, Session] = {}
-        self.expiry: Deadlines[Session] = Deadlines(limits.slot_s)
+        self.expiry: Deadlines[Session | Doubt] = Deadlines(limits.slot_s)
         self.suspended = 0
 
     def open(self, session: Session) -> None:

@@ -64,6 +64,10 @@ class Engine:
         }
         self._stopped = False
 
+    def moment(self, wall_s: float | None) -> float | None:
+        """A moment of the wall clock (Unix seconds) on the loop's clock; None stays None."""
+        return None if wall_s is None else self.now() + wall_s - time.time()
+
     def next_session(self) -> SessionId:
         """A number no session of this router had before."""
         self._sessions_made += 1

@@ -8,10 +8,10 @@ callback of a receiver is ever made from inside `Link.send`, `Link.close` or `Li
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from broker.links.end import CLOSING, GONE, OPEN, SLOW_CONSUMER, LinkEnd, Receiver
 from broker.links.limits import UNSPLIT_BYTES, LinkLimits
 from broker.wire import native
 from broker.wire.frames import (
@@ -34,48 +34,11 @@ if TYPE_CHECKING:
 
     from broker.links.loop import LoopLinks
 
-log = logging.getLogger(__name__)
-
-OPEN, CLOSING, GONE = 0, 1, 2
-
-SLOW_CONSUMER = 4408
 TOO_MANY = 4429
-INTERNAL_ERROR = 1011
 
 READING_S = 1.0
 _LINKS_PER_SLICE = 128
 _PING_FRAME = frame_header(PING, 0)
-
-
-class Receiver(Protocol):
-    """Who takes what a link receives. Called on the link's event loop, never inside a call to the link's
-    own `send`, `close` or `abort`.
-    """
-
-    def message(self, payload: bytes, binary: bool) -> None:
-        """One whole message; text (``binary`` False) is valid UTF-8."""
-
-    def congested(self, congested: bool) -> None:
-        """The outbox is above its soft bound (True), or below half of it again (False)."""
-
-    def closed(self, code: int, reason: str) -> None:
-        """No message will come any more; exactly once, the last call. 1006: the connection broke."""
-
-
-class Nobody:
-    """Takes nothing: stands in until `Link.start` and after the end, and for links that are turned away."""
-
-    def message(self, payload: bytes, binary: bool) -> None:
-        """Drop it."""
-
-    def congested(self, congested: bool) -> None:
-        """Do nothing."""
-
-    def closed(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-
-_NOBODY = Nobody()
 
 
 class Flushed(Protocol):
@@ -118,11 +81,18 @@ class Writer:
             self._loop.call_soon(self._flush)
         else:
             self._scheduled = False
-        for link in links:
-            link.flush()
+        flushed = 0
+        try:
+            for link in links:
+                flushed += 1
+                link.flush()
+        finally:
+            for link in links[flushed:]:  # an exception that ends programs came through; this one may go on
+                link.dirty = False
+                self.mark(link)
 
 
-class Link:
+class Link(LinkEnd):
     """One WebSocket connection after its handshake, at either end.
 
     Not thread-safe: everything is called on the event loop. Nothing raises because a connection is gone:
@@ -131,16 +101,10 @@ class Link:
 
     __slots__ = (
         "_begun",
-        "_code",
-        "_congested",
-        "_counted",
         "_early",
         "_ended_early",
         "_hard_bytes",
         "_holding",
-        "_limits",
-        "_links",
-        "_loop",
         "_mask",
         "_no_more",
         "_parser",
@@ -149,24 +113,11 @@ class Link:
         "_ping_second",
         "_read_at",
         "_read_mark",
-        "_reason",
-        "_receiver",
-        "_reported",
-        "_started",
-        "_state",
         "_writer",
         "blocked",
-        "broadcasts_dropped",
-        "dirty",
-        "enqueued",
-        "flushed",
         "heard",
         "heard_at",
-        "paused",
         "pinged_at",
-        "reader",
-        "remote",
-        "subprotocol",
     )
 
     turn_bytes: int
@@ -180,10 +131,8 @@ class Link:
         early: bytes = b"",
         limits: LinkLimits | None = None,
     ) -> None:
-        self._links = links
-        self._loop = links.loop
+        super().__init__(links, limits or links.limits, remote)
         self._writer = links.writer
-        self._limits = limits or links.limits
         self.reader = reader = links.new_reader(masked=not client, limits=self._limits)
         self._parser = FrameParser(
             masked=not client,
@@ -193,8 +142,6 @@ class Link:
             reader=reader,
         )
         self._mask: Callable[[], bytes] | None = links.next_mask if client else None
-        self._receiver: Receiver = _NOBODY
-        self._started = False
         self._begun = False  # the turn after `start` has come
         self._early = early  # bytes that came before it
         self._ended_early = False
@@ -202,50 +149,19 @@ class Link:
         self._hard_bytes = self._limits.outbox_hard_bytes
         self._read_mark = 0  # `flushed` when it was last seen to grow, above the hard bound
         self._read_at = 0.0
-        self._congested = False
-        self._counted = 0  # bytes of the outbox that stand in the budget
-        self._state = OPEN
         self._no_more = False  # nothing that the peer still sends means anything
-        self._reported = False
-        self._code, self._reason = BROKEN, ""
         self._holding = False  # events wait in the parser for the next loop turn
         self._ping_count, self._ping_second = 0, 0
-        self.dirty = False
         self.blocked = False
-        self.paused = False
         self.heard = False
         self.heard_at = 0.0
         self.pinged_at = 0.0
-        self.enqueued = 0
-        self.flushed = 0
-        self.broadcasts_dropped = 0
-        self.remote = remote
-        self.subprotocol: str | None = None
-
-    def __repr__(self) -> str:
-        state = ("open", "closing", "gone")[self._state]
-        return f"<{type(self).__name__} {self.remote} {state} outbox={self.outbox_bytes}>"
 
     def new_writer(self, prefix: bytes, endpoint: str, meta: bool) -> native.Writer | None:
         """What writes plain messages into the outbox in C; None where nothing is read in C."""
         if self.reader is None or self._mask is not None:
             return None
         return native.Writer(prefix, endpoint, self, self._writer.mark, self._limits.outbox_soft_bytes, meta)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether what is sent now still has a chance to arrive."""
-        return self._state == OPEN
-
-    @property
-    def outbox_bytes(self) -> int:
-        """Bytes accepted and not yet taken by the kernel."""
-        return self.enqueued - self.flushed
-
-    @property
-    def flushed_at_last(self) -> int:
-        """How far `flushed` can still come: a closing link writes what is queued, one that is gone nothing."""
-        return self.flushed if self._state == GONE else self.enqueued
 
     # ── what the owner calls ──
 
@@ -300,12 +216,6 @@ class Link:
         if len(frame) > UNSPLIT_BYTES + 10:
             return self._accept([frame[:UNSPLIT_BYTES], memoryview(frame)[UNSPLIT_BYTES:]], len(frame))
         return self.push(frame)
-
-    def is_crowded(self) -> bool:
-        """Whether the link is closing, or its outbox above the soft bound; then the receiver is told when it is not."""
-        if self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
-            self._congested = True
-        return self._congested or self._state != OPEN
 
     def pause_reading(self) -> None:
         """Stop reading; at most 512 messages that were already parsed still come."""
@@ -464,13 +374,6 @@ class Link:
             self._congested = True
             self._tell_congested(True)
 
-    def _tell_congested(self, congested: bool) -> None:
-        if self._state == OPEN:
-            try:
-                self._receiver.congested(congested)
-            except Exception:
-                self._receiver_failed()
-
     def slow(self, reason: str) -> None:
         """Close as a slow consumer: what waits is dropped, all but the frame being written."""
         if self._state == GONE:
@@ -487,7 +390,7 @@ class Link:
         del self._pieces[split:]
         self.enqueued -= dropped
         self._enter_closing(close_payload(SLOW_CONSUMER, "slow consumer"))
-        self._loop.call_soon(self._report, SLOW_CONSUMER, reason)
+        self._loop.call_soon(self._report)
 
     def progress(self) -> int:
         """Return `flushed`, brought up to date with what the kernel has taken of a blocked write."""
@@ -593,11 +496,6 @@ class Link:
             return masked_frame(opcode, payload, self._mask(), self._links.unmask)
         return frame_header(opcode, len(payload)) + payload
 
-    def _receiver_failed(self) -> None:
-        log.exception("receiver of %s failed", self.remote)
-        self._links.counters.receiver_errors += 1
-        self.close(INTERNAL_ERROR, "internal error")
-
     # ── the end ──
 
     def _enter_closing(self, payload: bytes) -> None:
@@ -618,7 +516,7 @@ class Link:
             self._enter_closing(payload[:2])
         else:
             self._writer.mark(self)
-        self._report(self._code, self._reason)
+        self._report()
 
     def _violated(self, code: int, reason: str) -> None:
         """Tell the peer what it did against the RFC; nothing it sends is understood any more (7.1.7)."""
@@ -629,7 +527,7 @@ class Link:
             self._enter_closing(close_payload(code, reason))
         else:
             self._writer.mark(self)
-        self._report(self._code, self._reason)
+        self._report()
 
     def _drained(self) -> None:
         """Everything is written, our close frame last. If nothing is left to hear, we go (7.1.1)."""
@@ -652,18 +550,7 @@ class Link:
             self._counted = 0
             self._links.forget(self)
         if self._begun:
-            self._report(self._code, self._reason)
-
-    def _report(self, code: int, reason: str) -> None:
-        if self._reported:
-            return
-        self._reported = True
-        receiver, self._receiver = self._receiver, _NOBODY
-        try:
-            receiver.closed(code, reason)
-        except Exception:
-            log.exception("receiver of %s failed", self.remote)
-            self._links.counters.receiver_errors += 1
+            self._report()
 
     # ── what a kind of link does in its own way ──
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
+from broker.links.end import GONE, OPEN
 from broker.links.limits import LinkLimits
-from broker.links.link import GONE, OPEN, Link
+from broker.links.link import Link
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
@@ -18,7 +19,7 @@ _READ_BYTES = 262_144
 _READS_PER_TURN = 4
 _LEFT_OVER_BYTES = 1 << 30
 _WRITE_BYTES = 65_536
-SILENCE_S = 0.25
+SILENCE_S = 0.1
 """nothing comes for so long from who broke the protocol under TLS: it has seen our close frame, or never will"""
 
 

@@ -36,9 +36,11 @@ from broker.auth.users import UserStore
 from broker.config.certificates import server_context
 from broker.config.model import Config
 from broker.core.access import Principal
+from broker.core.classes import ClassesOf
 from broker.core.errors import DRAINED, UNAUTHORISED
 from broker.core.events import Drain
 from broker.core.router import Router
+from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
@@ -117,7 +119,8 @@ class Broker(Embedding):
         authenticate: Authenticate | None = None,
     ) -> None:
         super().__init__()
-        if inspect.iscoroutinefunction(authenticate):
+        call = getattr(type(authenticate), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
+        if inspect.iscoroutinefunction(authenticate) or inspect.iscoroutinefunction(call):
             raise TypeError("authenticate is a coroutine function; it must be a plain one, which answers at once")
         self.config = config or Config()
         self._authenticate = authenticate
@@ -133,11 +136,17 @@ class Broker(Embedding):
         self._server: HTTPServer | None = None
         self._acceptor: Acceptor | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._stopping: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Make the parts on the running event loop. Nothing listens yet."""
+        """Make the parts on the running event loop. Nothing listens yet. Raises RuntimeError if it runs already.
+
+        After `stop` it may be started again, on another loop too: with new routes, serving what it has served.
+        """
+        if self._loop is not None or self._stopping is not None:
+            raise RuntimeError("the broker runs already; a second one is another object")
         loop = asyncio.get_running_loop()
         limits = self.config.limits
         self.router = Router(
@@ -193,6 +202,7 @@ class Broker(Embedding):
 
         Raises OSError if the address cannot be had, ConfigError for a certificate that cannot be used.
         """
+        self._check_here()
         server, limits = self.config.server, self.config.limits
         context = server_context(server)
         sockets = bind_sockets(server.port, server.host, reuse_port=False)
@@ -300,11 +310,17 @@ class Broker(Embedding):
         if self.daemons is None:
             return []
         endpoints = self.config.rtcloud.endpoints
-        arguments = listening | {"daemons": self.daemons, "ids": self.call_ids, "endpoints": endpoints}
+        classes = {
+            path: ClassesOf(f"{name}.*" for name in names) for path, names in self.config.rtcloud.classes.items()
+        }
+        arguments = listening | {
+            "daemons": self.daemons, "ids": self.call_ids, "endpoints": endpoints, "classes": classes,
+        }  # fmt: skip
         return [URLSpec(rf"{prefix}/({'|'.join(map(re.escape, endpoints))})", RtCloudHandler, arguments)]
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what is in flight; whether all of it ended in time."""
+        self._check_here()
         self.engine.feed(Drain())
         ends_at = self.engine.now() + timeout_s
         while self.router.pending.count and self.engine.now() < ends_at:  # noqa: ASYNC110 - the router has no events
@@ -312,7 +328,25 @@ class Broker(Embedding):
         return self.router.pending.count == 0
 
     async def stop(self) -> None:
-        """End what is left as `shutting_down`, close every link, and let go of sockets and timers."""
+        """End what is left as `shutting_down`, close every link, and let go of sockets and timers.
+
+        Called again it waits for the same end; where nothing runs it does nothing. It ends all the same if who waits is
+        cancelled: a function that answers requests is, by this very end. Raises RuntimeError on another loop.
+        """
+        if self._stopping is None:
+            if self._loop is None:
+                return
+            self._check_here()
+            self._stopping = self._loop.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        try:
+            await self._let_go()
+        finally:
+            self._stopping = None
+
+    async def _let_go(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -419,9 +453,7 @@ class Broker(Embedding):
         gone = self._tokens.refresh()
         if gone:
             self.logins.close_all_of(gone)
-            for session in list(self.router.sessions.by_id.values()):
-                if session.token_id in gone and session.link is not None:
-                    session.link.close(UNAUTHORISED.code, "the token was revoked")
+            self._send_away(lambda session: session.token_id in gone, "the token was revoked")
 
     def _look_at_users(self, _: float) -> None:
         """End the sign-ins of users who were removed or changed, and what was opened with them."""
@@ -431,8 +463,24 @@ class Broker(Embedding):
             return
         self.logins.close_all_of(gone)
         names = {user_id.rpartition(":")[0] for user_id in gone}
-        for session in list(self.router.sessions.by_id.values()):
+
+        def is_meant(session: Session) -> bool:
             # By the name: a sign-in that gave way to newer ones is no longer among the logins, its links live on.
-            ended = session.login_id and session.principal in names and not self.logins.is_open(session.login_id)
-            if ended and session.link is not None:
-                session.link.close(UNAUTHORISED.code, "the user was removed or changed")
+            return bool(session.login_id) and session.principal in names and not self.logins.is_open(session.login_id)
+
+        self._send_away(is_meant, "the user was removed or changed")
+
+    def _send_away(self, is_meant: Callable[[Session], bool], reason: str) -> None:
+        """Close the links of sessions whose credential has ended.
+
+        They may come back within their grace if their principal has another valid one, as after a change of password;
+        else they end now, those without a link too, with all that is kept for them.
+        """
+        meant = [session for session in self.router.sessions.by_id.values() if is_meant(session)]
+        known = {name: self.authenticator.knows(name) for name in {session.principal for session in meant}}
+        for session in meant:
+            if not known[session.principal]:
+                self.router.attaching.expel(session, reason, self.engine.now())
+            elif session.link is not None:
+                session.link.close(UNAUTHORISED.code, reason)
+        self.engine.perform()

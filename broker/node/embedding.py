@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.client.async_client import AsyncClient
-from broker.client.client import Client
+from broker.client.client import Client, running_here
 from broker.client.client import Stream as ThreadStream
 from broker.client.parts import Parts
 from broker.client.progress import ProgressFunction
@@ -30,7 +30,7 @@ from broker.core.access import Principal, is_name
 from broker.core.commands import PendingView, view_pending
 from broker.core.errors import CANCELLED, GOING_AWAY
 from broker.core.limits import EndpointLimits
-from broker.core.requests import outcome_of
+from broker.core.outcomes import outcome_of
 from broker.core.router import Router
 from broker.engine.engine import Engine
 from broker.links.loop import LoopLinks
@@ -39,7 +39,7 @@ from broker.node.local import Local, NearPeer, OwnPeer
 from broker.node.presence import Hook, Peer, Presence
 from broker.node.settings import core_limits, endpoint_limits
 from broker.peer.calls import size_of
-from broker.peer.errors import BrokerError, Cancelled, ConnectionLost, TooLarge
+from broker.peer.errors import BrokerError, Cancelled, TooLarge
 from broker.peer.session import VALUE_MAX_BYTES
 from broker.peer.values import encode
 from broker.worker.requests import current
@@ -80,7 +80,14 @@ class Served:
         self._home.broadcast(self.endpoint, data, topic)
 
     async def close(self, *, now: bool = False) -> None:
-        """Serve it no more: take no new requests, finish those under way (with `now` none), tell the hooks no more."""
+        """Serve it no more: take no new requests, finish those under way (with `now` none), tell the hooks no more.
+
+        Raises RuntimeError in a coroutine that answers one of these requests: it would wait for itself.
+        """
+        if not now and self._worker is not None and self._worker.is_answering_here:
+            raise RuntimeError(
+                f"this request is one of those to be finished; close {self.endpoint} in a task of its own"
+            )
         self._home._forget(self)
         await self._end(now=now)
 
@@ -164,7 +171,7 @@ class Embedding:
         self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, **options: Any  # noqa: ASYNC109
     ) -> Any:  # fmt: skip
         """Ask `endpoint/method` and wait for the result. See `AsyncClient.call`."""
-        self._check_running()
+        self._check_here()
         return await self._client.call(method, params, timeout=timeout, **options)
 
     def request_from_thread(
@@ -182,16 +189,18 @@ class Embedding:
     def call_back(self, method: str, params: Any, callback: CallBack, **options: Any) -> Future[Any]:
         """Ask, from any thread; `callback(value, error)` is called on the loop, once, whatever the outcome.
 
-        What it raises is logged. The future is there to cancel it.
+        What it raises is logged. The future is there to cancel it. Raises TypeError for a coroutine function.
         """
-        future = self.submit(method, params, **options)
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError("the callback is a coroutine function; give a plain one, which may create a task")
 
         def ended(future: Future[Any]) -> None:
-            try:
-                self._soon(_tell, callback, future)
-            except ConnectionLost:
-                pass  # cancelled after the broker's end
+            try:  # in a turn of its own, not in the midst of what brought the answer
+                self.engine.loop.call_soon_threadsafe(_tell, callback, future)
+            except RuntimeError:
+                pass  # cancelled after the end of the loop
 
+        future = self.submit(method, params, **options)
         self._threads._schedule(future.add_done_callback, ended)
         return future
 
@@ -207,7 +216,7 @@ class Embedding:
         **options: Any,
     ) -> Stream:  # fmt: skip
         """Ask, and iterate over what comes: `async for part in broker.stream(…)`. See `AsyncClient.stream`."""
-        self._check_running()
+        self._check_here()
         given = stream_options(options, progress)
         return self._client._stream(self._client._ready_now(), method, params, given, progress, parts)
 
@@ -222,9 +231,12 @@ class Embedding:
         """Tell an endpoint's listeners, a topic's, with None everybody, or `only` one peer. From any thread.
 
         Nobody is waited for, and one who does not read keeps nobody else from hearing it. Raises TooLarge and
-        ValueUnfit for what cannot be sent.
+        ValueUnfit for what cannot be sent, ValueError for a wrong name.
         """
         self._check_running()
+        for name in (endpoint, topic):
+            if name is not None:
+                _check_name(name)
         to = only.name if isinstance(only, Peer) else only
         raw, attachments = encode(publish_params(endpoint, data, topic, to))
         if size_of(raw, attachments) > VALUE_MAX_BYTES:
@@ -301,12 +313,16 @@ class Embedding:
         if any(served.hooks):
             self._presence.watch(served.endpoint, *served.hooks)
         if served.endpoint not in self._rejected:
-            served._begin()
+            try:
+                served._begin()
+            except BaseException:  # the broker drains, say
+                self._forget(served)
+                raise
 
     def _forget(self, served: Served) -> None:
         if served in self._served:
             self._served.remove(served)
-            if any(served.hooks):
+            if any(served.hooks) and self._loop is not None:
                 self._presence.unwatch(served.endpoint)
 
     def _answering(self, on_message: OnMessage) -> Callable[[str, Any], Any]:
@@ -404,7 +420,7 @@ class Embedding:
         """
         if len(reason.encode()) > CLOSE_REASON_MAX_BYTES:
             raise ValueError(f"a reason has at most {CLOSE_REASON_MAX_BYTES} bytes of UTF-8")
-        self._check_running()
+        self._check_here()
         sessions = [s for s in self.router.sessions.by_id.values() if not isinstance(s.link, NearPeer)]
         links = self.links.links
         for session in sessions:
@@ -426,7 +442,7 @@ class Embedding:
         self._threads = Client(self._own)
         self._presence = Presence(self.router, self.loop)
         self.engine.place_changed = self._presence.changed
-        for served in self._served:
+        for served in list(self._served):
             self._begin_served(served)
 
     def _leave(self) -> None:
@@ -438,9 +454,8 @@ class Embedding:
     async def _end(self) -> None:
         """No link is left: let go of clients, workers, tasks and threads."""
         self._loop = None
-        served, self._served = self._served, []
-        for each in served:
-            await each._end(now=False)  # nothing is under way any more; threads get a moment to end
+        for served in list(self._served):
+            await served._end(now=False)  # nothing is under way any more; threads get a moment to end
         await self._threads._close_on_loop()
         await self._client.close()
         await self._presence.end()
@@ -448,11 +463,16 @@ class Embedding:
     def _check_running(self) -> None:
         _ = self.loop
 
+    def _check_here(self) -> None:
+        """Raises RuntimeError in other threads and on other loops, and before the start."""
+        if running_here() is not self.loop:
+            raise RuntimeError(
+                "this is for coroutines on the event loop that the broker was started on; "
+                "elsewhere take request_from_thread, stream_from_thread, submit or call_back"
+            )
+
     def _is_here(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self.engine.loop
-        except RuntimeError:
-            return False
+        return running_here() is self.engine.loop
 
     def _do(self, action: Callable[[], None]) -> None:
         """Change something on the loop, from any thread. Before the start it is enough that it is written down."""
@@ -461,7 +481,7 @@ class Embedding:
         if self._loop.is_running():
             self._on_loop(action)
         else:  # between `run_sync(broker.start)` and the start of a tornado program's loop, say
-            self._loop.call_soon(action)
+            self._loop.call_soon_threadsafe(action)
 
     def _on_loop(self, action: Callable[[], Result]) -> Result:
         """Do something on the loop and wait for it, from any thread."""
@@ -492,5 +512,7 @@ def _tell(callback: CallBack, future: Future[Any]) -> None:
             callback(None, error)  # type: ignore[arg-type]
         else:
             callback(future.result(), None)
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the result of a cancelled future raises CancelledError, say
         log.exception("%r failed", callback)

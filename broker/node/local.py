@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs
 
@@ -57,8 +56,8 @@ class OwnPeer(NearPeer):
 class Local:
     """Who comes in without a socket: given to `Client`, `AsyncClient` or `Worker` in place of a URL.
 
-    Made by `Broker.local`. It may do what its principal may; the bounds and outcomes are those of every peer, but for
-    `limits.sessions_max`.
+    Made by `Broker.local`. It may do what its principal may; the bounds and outcomes are those of every peer, but
+    that `limits.sessions_max`, in which it counts, does not refuse it.
     """
 
     def __init__(self, home: Home, principal: Principal | None = None, kind: type[NearPeer] = NearPeer) -> None:
@@ -87,12 +86,10 @@ class Local:
         )  # fmt: skip
         limits = home.config.limits
         peer = self._kind(engine, here, codec, limits.message_max_bytes, limits.batch_max)
-        principal, expires_at = self.principal, None
-        if principal.expires_at is not None:
-            expires_at = engine.now() + principal.expires_at - time.time()
+        principal = self.principal
         attached = Attached(
             session=number, link=peer, principal=principal.name, grants=principal.grants, role=Role.CALLER,
-            expires_at=expires_at, remote=REMOTE, dialect="jsonrpc",
+            expires_at=engine.moment(principal.expires_at), remote=REMOTE, dialect="jsonrpc",
         )  # fmt: skip
         engine.feed(attached)
         peer.start(engine.router.sessions.by_id[number])

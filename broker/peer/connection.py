@@ -461,6 +461,8 @@ class Connection:
                 waiter.set_exception(ended.error)
         except (asyncio.InvalidStateError, concurrent.futures.InvalidStateError):
             pass  # cancelled by another thread in this very moment
+        except asyncio.CancelledError:
+            log.exception("a done callback of a call of %s failed", ended.call.method)
 
     def _pump(self) -> None:
         """Give the link what waits, as far as its outbox has room."""

@@ -480,6 +480,11 @@ def test_paths_of_daemons_are_a_table_or_one_line(file: Path) -> None:
         ('[rtcloud]\nenabled = true\nendpoints = { metrics = "a" }\n', "it has /metrics"),
         ("[rtcloud]\nenabled = true\n[limits]\nmessage_max_bytes = 1000000\n", "limits.message_max_bytes"),
         ("[rtcloud]\nenabled = 1\n", "rtcloud.enabled"),
+        ('[rtcloud]\nenabled = true\n[rtcloud.classes]\nwsOther = ["A"]\n', "wsOther does not"),
+        ("[rtcloud.classes]\nwsData = []\n", "rtcloud.classes"),
+        ('[rtcloud.classes]\nwsData = "A"\n', "rtcloud.classes"),
+        ('[rtcloud.classes]\nwsData = ["A.b"]\n', "rtcloud.classes"),
+        ("[rtcloud]\npass_over_s = -1\n", "rtcloud.pass_over_s"),
         (
             "[rtcloud]\nenabled = true\ntest_user = true\n[server]\nhost = '0.0.0.0'\ninsecure = true\n",
             "rtcloud.test_user = true: everybody knows that password",

@@ -121,12 +121,14 @@ class World:
         expires_at: float | None = None,
         principal: str = "somebody",
         takes_binary: bool = True,
+        methods: frozenset[str] | None = None,
     ) -> Session:
         self.sessions_made += 1
         self.feed(
             Attached(
                 session=self.sessions_made, link=NoLink(takes_binary=takes_binary), principal=principal,
                 grants=grants, role=role, endpoint=endpoint, listen=listen, capacity=capacity, expires_at=expires_at,
+                methods=methods,
             )
         )  # fmt: skip
         return self.router.sessions.by_id[self.sessions_made]

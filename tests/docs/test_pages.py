@@ -188,6 +188,7 @@ def metric_names() -> set[str]:
     class Links:
         links: tuple[()] = ()
         counters = LinkCounters()
+        native = True
 
     class Accepting:
         unauthenticated = 0

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker._version import core
 from broker.core.errors import ENDED_OK, WORKER_ERROR, Outcome
 from broker.core.events import Answered, Asked
 from broker.core.messages import DEFAULT_OPTIONS, Body, Call, CancelAttempt, End, Message, Options, ReplyMeta, Timing
@@ -28,7 +29,7 @@ from tests.wire.test_frames import STREAMS, raw_frame
 from tests.wire.test_jsonrpc_fuzz import NoSession
 from tests.wire.test_jsonrpc_fuzz import messages as envelopes
 
-pytestmark = pytest.mark.skipif(native.Reader is None, reason="the compiled core was not built here")
+pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "800"))
 MESSAGE_MAX = 70_000

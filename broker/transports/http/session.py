@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.web import stream_request_body
 
-from broker.auth.door import Door
+from broker.auth.admission import Admission
 from broker.auth.facts import Refused
-from broker.config.model import Limits
 from broker.core.access import Principal, Role
 from broker.core.events import Attached, Detached, Link
 from broker.core.sessions import Session
-from broker.engine.engine import Engine
 from broker.wire.calls import Reply
 
 LINGER = 4
@@ -29,16 +26,13 @@ STREAM_BODY_S = 1e9
 _STATUS_OF_CLOSE = {4400: 400, 4401: 401, 4403: 403, 4404: 403, 4409: 409, 4412: 503, 4429: 429}
 
 
-class SessionDoor(Door):
+class SessionDoor(Admission):
     """A route whose requests are sessions of the router. Whoever hangs up has left: what they asked is cancelled.
 
     `post` or `get` returns `ended`, which is done when the answer has been written; the answer itself is written by
     the link's callbacks.
     """
 
-    engine: Engine
-    limits: Callable[[], Limits]
-    """the bounds as they are now: a reload changes them"""
     ended: asyncio.Future[None]
     session: Session | None = None
     _closed_early: Refused | None = None
@@ -49,25 +43,17 @@ class SessionDoor(Door):
     ) -> Session:  # fmt: skip
         """Make this request a session. Raises Refused 503 if there are too many, or what the router says."""
         engine, router = self.engine, self.engine.router
-        sessions_max = self.limits().sessions_max
-        if len(router.sessions) >= sessions_max:
-            raise Refused(503, f"{sessions_max} sessions are connected", (("Retry-After", "5"),))
+        self.check_sessions()
         self.ended = engine.loop.create_future()
         number = engine.next_session()
-        expires_at = None
-        if principal.expires_at is not None:
-            expires_at = engine.now() + principal.expires_at - time.time()
         attached = Attached(
             session=number,
             link=peer,
             principal=principal.name,
-            grants=principal.grants,
+            **self.credential(principal),
             role=role,
             endpoint=endpoint,
             listen=listen,
-            expires_at=expires_at,
-            token_id=principal.token_id,
-            login_id=principal.login_id,
             remote=self.facts.remote,
             dialect=dialect,
         )

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from broker.auth.admission import Admission
 from broker.auth.daemon_sign_in import COOKIE, DaemonSignIn
-from broker.auth.door import Door
 from broker.auth.facts import Refused
 from broker.auth.logins import cookie_values
-from broker.config.model import Limits
 from broker.core.access import Principal, Role, roles_at
-from broker.core.errors import DRAINED, ENDPOINT_CLOSED, UNAUTHORISED, Close
+from broker.core.classes import ClassesOf
+from broker.core.errors import DRAINED, ENDPOINT_CLOSED, UNAUTHORISED
 from broker.core.events import Attached
 from broker.core.messages import Body
-from broker.engine.engine import Engine
 from broker.links.handshake import Refusal, check_upgrade, switching_protocols
 from broker.links.limits import LinkLimits
-from broker.links.link import Link, Nobody
+from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.links.take import take
 from broker.transports.rtcloud.peer import RtCloudPeer
@@ -28,18 +26,18 @@ INFO = b'{"dialect":"rtcloud"}'
 PIECE_MARGIN_BYTES = 64
 
 
-class RtCloudHandler(Door):
+class RtCloudHandler(Admission):
     """`/wsData` and the other configured paths. The order of refusal: Host, Origin, credential, request, role, bounds.
 
-    `endpoints` maps the last part of the path to the endpoint that is served there.
+    `endpoints` maps the last part of the path to the endpoint that is served there, `classes` to what is known of its
+    daemons' classes.
     """
 
-    engine: Engine
     links: LoopLinks
-    limits: Callable[[], Limits]
     ids: CallIds
     daemons: DaemonSignIn
     endpoints: Mapping[str, str]
+    classes: Mapping[str, ClassesOf]
 
     async def get(self, name: str) -> None:
         """Attach a daemon, or refuse it with 400, 401, 403, 405, 421, 426, 429 or 503."""
@@ -50,7 +48,7 @@ class RtCloudHandler(Door):
         endpoint = self.endpoints[name]
         if not roles_at(principal.grants, endpoint) & Role.WORKER:
             raise Refused(403, f"{principal.name} may not be worker at {endpoint}")
-        self._check_room()
+        self.check_room()
         stream = self.detach()
         try:
             link = await take(stream, switching_protocols(upgrade.key, None), self.links, limits=self._link_limits())
@@ -59,13 +57,13 @@ class RtCloudHandler(Door):
         router = self.engine.router
         known = router.registry.by_name.get(endpoint)
         if router.draining:
-            self._turn_away(link, DRAINED, "the broker is shutting down")
+            self.turn_away(link, DRAINED, "the broker is shutting down")
         elif not self.gate.authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
-            self._turn_away(link, UNAUTHORISED, "the credential has ended")
+            self.turn_away(link, UNAUTHORISED, "the credential has ended")
         elif known is not None and known.limits.closed:
-            self._turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
+            self.turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
         else:
-            self._attach(link, principal, endpoint)
+            self._attach(link, principal, endpoint, self.classes.get(name))
 
     def authenticate(self) -> Principal:
         """Who is asking: by the program's own authentication, by the cookie `login`, else as on all other paths.
@@ -91,14 +89,6 @@ class RtCloudHandler(Door):
             )
         return authenticator.authenticate_login(self.facts, self.daemons.read(values[0]))
 
-    def _check_room(self) -> None:
-        router = self.engine.router
-        if router.draining:
-            raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
-        sessions_max = self.limits().sessions_max
-        if len(router.sessions) >= sessions_max:
-            raise Refused(503, f"{sessions_max} sessions are connected", (("Retry-After", "5"),))
-
     def _link_limits(self) -> LinkLimits:
         """A large request may wait in the outbox without costing the daemon its pongs, and so the link."""
         limits = self.links.limits
@@ -107,33 +97,22 @@ class RtCloudHandler(Door):
             limits, outbox_soft_bytes=soft, outbox_hard_bytes=max(limits.outbox_hard_bytes, 2 * soft)
         )
 
-    @staticmethod
-    def _turn_away(link: Link, close: Close, reason: str) -> None:
-        """Say why and end. Without a start the other side's part of the close handshake would not be read."""
-        link.start(Nobody())
-        link.close(close.code, reason)
-
-    def _attach(self, link: Link, principal: Principal, endpoint: str) -> None:
+    def _attach(self, link: Link, principal: Principal, endpoint: str, classes: ClassesOf | None) -> None:
         limits = self.limits()
         piece_max = min(Bounds().piece_max_bytes, limits.part_max_bytes - PIECE_MARGIN_BYTES)
         codec = RtCloud(self.ids, Bounds(self.links.limits.message_max_bytes, piece_max))
         peer = RtCloudPeer(self.engine, self.links, link, codec)
-        expires_at = None
-        if principal.expires_at is not None:
-            expires_at = self.engine.now() + principal.expires_at - time.time()
         session_id = self.engine.next_session()
         self.engine.feed(
             Attached(
                 session=session_id,
                 link=peer,
                 principal=principal.name,
-                grants=principal.grants,
+                **self.credential(principal),
                 role=Role.WORKER,
                 endpoint=endpoint,
                 listen=False,
-                expires_at=expires_at,
-                token_id=principal.token_id,
-                login_id=principal.login_id,
+                methods=classes,
                 remote=link.remote,
                 dialect="rtcloud",
                 info=Body(INFO),

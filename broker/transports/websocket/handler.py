@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable
 
-from broker.auth.door import Door
+from broker.auth.admission import Admission
 from broker.auth.facts import Refused
-from broker.config.model import Limits
 from broker.core.access import Principal, Role, is_name, roles_at
-from broker.core.errors import DRAINED, ENDPOINT_CLOSED, NORMAL, REPLACED, UNAUTHORISED, Close
+from broker.core.errors import DRAINED, ENDPOINT_CLOSED, NORMAL, REPLACED, UNAUTHORISED
 from broker.core.events import Attached, Detached, Resumed
 from broker.core.kept import NEVER_WRITTEN
 from broker.core.sessions import Session
-from broker.engine.engine import Engine
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
-from broker.links.link import Link, Nobody
+from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.links.take import take
 from broker.transports.websocket.peer import WebSocketPeer
@@ -25,13 +21,10 @@ from broker.transports.websocket.resume import find_session
 from broker.wire.jsonrpc import JsonRpc
 
 
-class WebSocketHandler(Door):
+class WebSocketHandler(Admission):
     """`/ws` and `/ws/{endpoint}`. The order of refusal: request, Host, Origin, credential, query, role, bounds."""
 
-    engine: Engine
     links: LoopLinks
-    limits: Callable[[], Limits]
-    """the bounds as they are now: a reload changes them"""
 
     async def get(self, endpoint: str = "") -> None:
         """Attach a peer, or refuse it with 400, 401, 403, 405, 421, 426 or 503."""
@@ -46,7 +39,7 @@ class WebSocketHandler(Door):
             self.facts.remote,
         )  # fmt: skip
         if resumed is None:
-            self._check_room()
+            self.check_room()
         stream = self.detach()
         response = switching_protocols(upgrade.key, choose_subprotocol(upgrade.subprotocols))
         try:
@@ -54,9 +47,9 @@ class WebSocketHandler(Door):
         except OSError:
             return  # gone before it was attached, or no file descriptor was left: the stream is closed already
         if self.engine.router.draining:
-            self._turn_away(link, DRAINED, "the broker is shutting down")
+            self.turn_away(link, DRAINED, "the broker is shutting down")
         elif not self.gate.authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
-            self._turn_away(link, UNAUTHORISED, "the credential has ended")
+            self.turn_away(link, UNAUTHORISED, "the credential has ended")
         else:
             self._attach(link, principal, endpoint, attachment, resumed)
 
@@ -78,20 +71,6 @@ class WebSocketHandler(Door):
         if endpoint and not roles_at(principal.grants, endpoint) & role:
             raise Refused(403, f"{principal.name} may not be {(role.name or '').lower()} at {endpoint}")
 
-    def _check_room(self) -> None:
-        router = self.engine.router
-        if router.draining:
-            raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
-        sessions_max = self.limits().sessions_max
-        if len(router.sessions) >= sessions_max:
-            raise Refused(503, f"{sessions_max} sessions are connected", (("Retry-After", "5"),))
-
-    @staticmethod
-    def _turn_away(link: Link, close: Close, reason: str) -> None:
-        """Say why and end. Without a start the other side's part of the close handshake would not be read."""
-        link.start(Nobody())
-        link.close(close.code, reason)
-
     def _give_up(self, session: Session) -> None:
         """Too much of it was cut: its peer cannot go on, and begins anew. A link it still has is closed."""
         kept, lost = session.kept, session.lost_link
@@ -111,7 +90,7 @@ class WebSocketHandler(Door):
         session_id = self.engine.next_session() if resumed is None else resumed.id
         known = router.registry.by_name.get(endpoint)
         if known is not None and known.limits.closed:
-            self._turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
+            self.turn_away(link, ENDPOINT_CLOSED, known.limits.closed)
             return
         codec = JsonRpc(
             node=router.node,
@@ -123,19 +102,13 @@ class WebSocketHandler(Door):
             lsp=attachment.lsp,
         )
         peer = WebSocketPeer(self.engine, link, codec, self.links.limits.message_max_bytes, self.limits().batch_max)
-        expires_at = None
-        if principal.expires_at is not None:
-            expires_at = self.engine.now() + principal.expires_at - time.time()
         if resumed is not None:
             self.engine.feed(
                 Resumed(
                     session=resumed,
                     link=peer,
                     received=attachment.received,
-                    grants=principal.grants,
-                    expires_at=expires_at,
-                    token_id=principal.token_id,
-                    login_id=principal.login_id,
+                    **self.credential(principal),
                     remote=link.remote,
                 )
             )
@@ -145,16 +118,13 @@ class WebSocketHandler(Door):
             session=session_id,
             link=peer,
             principal=principal.name,
-            grants=principal.grants,
+            **self.credential(principal),
             role=attachment.role,
             endpoint=endpoint or None,
             listen=attachment.hears,
             capacity=attachment.capacity,
             grace_s=attachment.grace_s,
             secret=secrets.token_urlsafe(18) if attachment.grace_s else "",
-            expires_at=expires_at,
-            token_id=principal.token_id,
-            login_id=principal.login_id,
             remote=link.remote,
             dialect="jsonrpc",
         )

@@ -9,7 +9,6 @@ import msgspec
 
 from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST, SLOW_READER
 from broker.core.events import Asked, Congested, Detached, Malformed, Refused
-from broker.core.ids import AttemptId
 from broker.core.kept import NEVER_WRITTEN, Kept
 from broker.core.messages import (
     Ack,
@@ -26,6 +25,7 @@ from broker.core.messages import (
 )
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.held import HeldCalls
 from broker.links.link import Link
 from broker.links.pair import AnyLink
 from broker.wire.attachments import AttachmentError, unpack
@@ -51,15 +51,14 @@ def _body(message: Message) -> Body | None:
 class WebSocketPeer:
     """Receives for its link, and is what the core knows as the session's link.
 
-    Calls for a worker whose outbox is crowded are held here until there is room: however much falls to it within one
-    turn of the loop, before it can be called congested, none of it makes it a slow consumer.
+    Calls for a worker whose outbox is crowded are held here until there is room.
 
     If the session outlives its links, the messages of the peer are counted in its `Kept`, and what it is sent bears
     numbers.
     """
 
     __slots__ = (
-        "_acked", "_batch_max", "_batched", "_behind", "_codec", "_engine", "_feeding", "_held", "_kept", "_link",
+        "_acked", "_batch_max", "_batched", "_codec", "_engine", "_feeding", "_held", "_kept", "_link",
         "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes", "_writer", "decoded",
     )  # fmt: skip
 
@@ -72,8 +71,7 @@ class WebSocketPeer:
         self._session: Session | None = None
         self._batched: dict[object, Batch] | None = None
         self._feeding: Batch | None = None
-        self._held: dict[AttemptId, Call] = {}
-        self._behind: dict[AttemptId, list[Message]] = {}  # what follows calls that are held
+        self._held = HeldCalls()
         self._kept: Kept | None = None
         self._acked = self._unacked_bytes = 0
         self._stopped_at = 0  # from which number on they are not sent for now, but only kept
@@ -152,24 +150,19 @@ class WebSocketPeer:
 
     def _leave(self, code: int, reason: str, flushed: int) -> None:
         session, self._session = self._session, None
-        self._held.clear()
-        self._behind.clear()
+        self._held.drop_all()
         if session is not None:
             self._engine.feed(Detached(session, code, reason, flushed, self))
 
     def _release(self) -> None:
         """Write calls that were held, as many as there is room for. What has expired meanwhile ends in its turn."""
         now = self._engine.now()
-        while self._held and not self._link.is_crowded():
-            call = self._held.pop(next(iter(self._held)))
-            behind = self._behind.pop(call.attempt.id, ())
-            left_s = call.attempt.request.deadline - now
-            if left_s > 0:
-                call = msgspec.structs.replace(call, left_s=left_s)
-                self._link.send_parts(self._codec.encode(call), self._codec.takes_binary(call.body))
-                call.attempt.mark = self._link.enqueued
-                for message in behind:
-                    self._link.send_parts(self._codec.encode(message), self._codec.takes_binary(_body(message)))
+        while not self._link.is_crowded() and (taken := self._held.take(now)) is not None:
+            call, behind = taken
+            self._link.send_parts(self._codec.encode(call), self._codec.takes_binary(call.body))
+            call.attempt.mark = self._link.enqueued
+            for message in behind:
+                self._link.send_parts(self._codec.encode(message), self._codec.takes_binary(_body(message)))
 
     def _decode_binary(self, payload: bytes) -> Decoded:
         self._codec.binary = True
@@ -265,19 +258,17 @@ class WebSocketPeer:
             body = message.body
             link.send_parts(codec.encode(message), codec.binary and body is not None and body.attachments != ())
         elif type(message) is CancelAttempt:
-            self._behind.pop(message.attempt_id, None)
-            if self._held.pop(message.attempt_id, None) is None:
+            if not self._held.drop(message.attempt_id):
                 link.send_parts(codec.encode(message))
         elif type(message) in _FOLLOWS_A_CALL and message.attempt_id in self._held:  # type: ignore[union-attr]
-            self._behind.setdefault(message.attempt_id, []).append(message)  # type: ignore[union-attr]
+            self._held.follow(message.attempt_id, message)  # type: ignore[union-attr]
         elif type(message) in _CAN_BE_DROPPED and link.is_crowded():
             self._engine.router.counters.notifications_dropped += 1
         else:
             link.send_parts(codec.encode(message), codec.takes_binary(_body(message)))
 
     def _hold(self, call: Call) -> None:
-        call.attempt.mark = NEVER_WRITTEN
-        self._held[call.attempt.id] = call
+        self._held.hold(call)
         self._crowded()
 
     def _crowded(self) -> None:

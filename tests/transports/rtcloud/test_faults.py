@@ -16,7 +16,7 @@ from broker.worker.confined import Confined, FileRefused
 from tests.transports.rtcloud.daemon import Daemon, encode
 from tests.transports.rtcloud.harness import hand, rt_config, rt_serving
 from tests.transports.rtcloud.test_daemon import DataInterface, here
-from tests.transports.websocket.harness import World, run, until
+from tests.transports.websocket.harness import ADMIN, World, run, until
 
 
 def answers(request: dict[str, Any], value: object, part_bytes: int = 10 << 20) -> list[dict[str, Any]]:
@@ -325,6 +325,34 @@ def test_bad_input_nonsense_is_counted_and_never_answered(nonsense: str | bytes)
             assert request["cmd"] == "rpc"
             await daemon.say(answers(request, 1)[0])
             assert (await caller.reply(wire_id))["result"] == 1
+
+    run(main)
+
+
+def test_bad_input_of_a_caller_does_not_cost_the_daemon_its_link() -> None:
+    """Where one decoder just about takes the depth, the next has less of the stack left."""
+
+    async def main() -> None:
+        async with rt_serving() as world, hand(world) as daemon:
+            caller = await world.peer("/ws", ADMIN)
+
+            async def answer() -> None:
+                while True:
+                    call = await daemon.asked()
+                    await daemon.say({"status": 400, "callId": call["callId"], "error": "heard"})
+
+            answering = asyncio.create_task(answer())
+            said = []
+            for depth in range(700, 1000):
+                nested = "[" * depth + "]" * depth
+                await caller.socket.send(f'{{"jsonrpc":"2.0","id":1,"method":"data/C.a","params":{nested}}}')
+                said.append((await caller.read())["error"]["message"])
+                if said[-1] == "Parse error":
+                    break
+            assert said[0] == "heard" and said[-1] == "Parse error"
+            assert set(said[1:-1]) == {"heard", "the params are nested too deeply"}
+            assert not answering.done() and world.broker.router.counters.detached == 0
+            answering.cancel()
 
     run(main)
 

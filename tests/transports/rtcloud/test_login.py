@@ -313,11 +313,24 @@ def test_the_test_user_is_for_this_machine_alone() -> None:
         ("2001:db8::1", "", False),
         ("", "", False),
         ("127.0.0.1", "x-forwarded-for", False),
+        ("127.0.0.1", "x-forwarded-proto", False),
+        ("127.0.0.1", "via", False),
+        ("127.0.0.1", "cf-connecting-ip", False),
+        ("127.0.0.1", "user-agent", True),
     ],
 )
 def test_this_machine_is_who_comes_from_it_directly(remote: str, header: str, here: bool) -> None:
     headers = ((header, "127.0.0.1"),) if header else ()
     assert is_here(RequestFacts(method="POST", path="/login", headers=headers, remote=remote)) is here
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("localhost:8787", True), ("127.0.0.1:8787", True), ("[::1]:8787", True), ("broker.lab", False), ("[x", False)],
+)
+def test_a_name_that_others_have_too_is_not_this_machines_alone(host: str, here: bool) -> None:
+    facts = RequestFacts(method="POST", path="/login", headers=(("host", host),), remote="127.0.0.1")
+    assert is_here(facts) is here
 
 
 def test_it_is_off_unless_configured(users: UserStore) -> None:

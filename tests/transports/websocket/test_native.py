@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from broker.wire import native
+from broker._version import core
 from tests.transports.websocket.harness import Peer, World, head, run, serving, until
 
-pytestmark = pytest.mark.skipif(native.Reader is None, reason="the compiled core was not built here")
+pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
 
 Conversation = Callable[[World], Awaitable[list[Any]]]
 
