@@ -34,13 +34,11 @@ GOAL_RATIO = 1.5
 
 
 def measure(loads: Sequence[str], repeat: int, seconds: float, tell: Told) -> dict[str, dict[str, Figures]]:
-    """By load and subject, the best of the repetitions. The relay accepts nobody alone, so it has no `accept`."""
+    """By load and subject, the best of the repetitions."""
     found: dict[str, dict[str, list[Figures]]] = {load: {name: [] for name in SUBJECTS} for load in loads}
     for repetition in range(repeat):
         for load in loads:
             for name, (kind, tls) in SUBJECTS.items():
-                if load == "accept" and kind == "relay":
-                    continue
                 with subject(kind, tls=tls) as system:
                     one = system.run(**LOADS[load], seconds=seconds, warm=seconds / 3)
                 found[load][name].append(one)
