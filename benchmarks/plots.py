@@ -30,10 +30,12 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "legend.frameon": False,
     "savefig.facecolor": "white",
 }
+PARTS_MIB = 100
 BARS = ("1x1", "16x1", "16x16", "128x1", "128x16", "16KiB", "fan-out")
 
 
@@ -45,6 +47,8 @@ def draw(known: dict[str, Any], folder: Path, kind: str = "svg") -> list[Path]:
         for name, found in parts.get("curves", {}).items():
             with _plot(folder / f"{name}.{kind}", drawn) as axes:
                 _curve(axes, name, found)
+                if name == "bytes" and "bulk" in parts:
+                    _in_parts(axes, parts["bulk"][0]["parts"])
         if "loads" in parts:
             with _plot(folder / f"loads.{kind}", drawn, width=8.0) as axes:
                 _bars(axes, parts["loads"][0])
@@ -74,12 +78,12 @@ def _curve(axes: Axes, name: str, found: dict[str, list[dict[str, float]]]) -> N
         largest = max(largest, *us)
     if curve.linear:
         axes.set_xscale("symlog", linthresh=100)
-        axes.set_yscale("log")
+        _plain_log(axes)
     else:
         axes.set_xscale("log")
         axes.set_ylim(0, largest * 1.1)
-    ticks = [point for point in curve.points if not curve.linear or point in (0, 128, 1024, 16_384, 262_144, 10 << 20)]
-    axes.set_xticks(ticks, [_short(point, curve.axis == "bytes") for point in ticks])
+    ticks = [point for point in curve.points if not curve.linear or point in (0, 128, 1024, 16_384, 262_144, 4 << 20)]
+    axes.set_xticks(ticks, [_short(point, of_bytes=curve.axis == "bytes") for point in ticks])
     axes.minorticks_off()
     axes.set_xlabel(curve.axis)
     axes.set_ylabel(curve.unit)
@@ -87,13 +91,24 @@ def _curve(axes: Axes, name: str, found: dict[str, list[dict[str, float]]]) -> N
     axes.legend()
 
 
-def _short(number: int, of_bytes: bool) -> str:
-    if not of_bytes:
-        return f"{number:,}"
-    for size, unit in ((1 << 20, " MiB"), (1 << 10, " KiB")):
-        if number >= size:
-            return f"{number // size}{unit}"
-    return f"{number} B"
+def _in_parts(axes: Axes, found: dict[str, float]) -> None:
+    """A stream beside the messages: what it would cost there and back."""
+    us = found["ours_ms_per_mib"] * 1000 * 2 * PARTS_MIB
+    axes.plot([PARTS_MIB << 20], [us], "D", markersize=5, color="#c08a00", label="in parts, there and back")
+    axes.set_xticks([*axes.get_xticks(), PARTS_MIB << 20], [*(t.get_text() for t in axes.get_xticklabels()), "100 MiB"])
+    axes.legend()
+
+
+def _short(number: int, *, of_bytes: bool) -> str:
+    units = ((1 << 20, " MiB"), (1 << 10, " KiB"), (0, " B")) if of_bytes else ((10**6, " M"), (1000, " k"), (0, ""))
+    size, unit = next((size, unit) for size, unit in units if number >= size)
+    return f"{number // max(1, size)}{unit}"
+
+
+def _plain_log(axes: Axes) -> None:
+    """A logarithmic scale whose ticks are numbers, not powers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
 def _bars(axes: Axes, found: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -105,8 +120,9 @@ def _bars(axes: Axes, found: dict[str, dict[str, dict[str, float]]]) -> None:
         us = [found[load].get(system, {}).get("cpu_us", 0) for load in loads]
         bars = axes.bar(at, us, wide * 0.92, color=COLOURS[system], label=NAMES[system])
         axes.bar_label(bars, [f"{each:.3g}" if each else "" for each in us], fontsize=6, padding=1)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(loads)), loads)
+    _plain_log(axes)
+    axes.margins(y=0.12)
+    axes.set_xticks(range(len(loads)), [load.replace("x", "×").replace("KiB", " KiB") for load in loads])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("CPU µs per request")
     axes.set_title("Callers × in flight of each; fan-out per delivery", loc="left", fontsize=11)
@@ -125,7 +141,8 @@ def _pending(axes: Axes, rows: list[dict[str, float]]) -> None:
         )
     ticks = [int(row["pending"]) for row in rows]
     axes.set_xscale("symlog", linthresh=1000)
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks(ticks, [_short(tick, of_bytes=False) for tick in ticks])
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("pending requests")
     axes.set_ylabel("CPU µs per request")

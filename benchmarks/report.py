@@ -144,17 +144,15 @@ def curves(known: Known) -> str:
 
 def payload(known: Known) -> str:
     """What one MiB costs, by the size of the message."""
-    points = _figures(known, "curves")["bytes"]["ours"]
-    rows = [
-        [
-            f"{point['at'] / 1024:,.0f} KiB",
-            _number(point["cpu_us"]),
-            _number(point["cpu_us"] / 1000 / (2 * point["at"] / 2**20)),
-        ]
-        for point in points
-        if point["at"] >= 4096
-    ]
-    return _table(["there and back", "CPU µs per request", "CPU ms per MiB"], rows)
+    rows = []
+    for point in _figures(known, "curves")["bytes"]["ours"]:
+        if point["at"] >= 4096:
+            mib = 2 * point["at"] / 2**20
+            cells = [_number(point["cpu_us"]), _number(point["cpu_us"] / 1000 / mib)]
+            rows.append([f"{point['at'] // 1024:,} KiB, there and back", *cells])
+    ms = _figures(known, "bulk")[0]["parts"]["ours_ms_per_mib"]
+    rows.append(["100 MiB in parts, one way", _number(ms * 1000 * 100), _number(ms)])
+    return _table(["", "CPU µs per request", "CPU ms per MiB"], rows)
 
 
 def secure(known: Known) -> str:
