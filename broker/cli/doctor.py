@@ -15,11 +15,12 @@ from urllib.parse import SplitResult
 import click
 import msgspec
 
-from broker._version import VERSION, core
+from broker._version import VERSION
 from broker.auth.targets import Target, locator
 from broker.cli.connection import broker_options, clean_line, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.client.async_client import AsyncClient
+from broker.links.compiled import core
 from broker.peer.connection import split_url
 from broker.peer.errors import BrokerError
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from broker._version import VERSION, core
+from broker._version import VERSION
 from broker.auth.access_file import Access, AccessError, AccessFile
 from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
 from broker.auth.users import UserStore, default_users_path
@@ -19,6 +19,7 @@ from broker.config.errors import ConfigError
 from broker.config.model import Config
 from broker.daemon.logs import Logs
 from broker.daemon.systemd import Notifier
+from broker.links.compiled import core
 from broker.node.broker import Broker, ReloadError
 
 log = logging.getLogger("broker")

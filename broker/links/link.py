@@ -329,19 +329,17 @@ class Link(LinkEnd):
             return
         if self._pieces and not self.blocked:
             if self.enqueued - self.flushed <= self.turn_bytes:
-                pieces = self._pieces
-                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                self._pieces = []
+                pieces, self._pieces = self._pieces, []
             else:
-                data = self._cut()
-            self._hand(data)
+                pieces = self._cut()
+            self._hand(pieces)
             if self._pieces and not self.blocked:
                 self._writer.mark(self)
         self._watch_bounds()
         if self._state == CLOSING and self.enqueued == self.flushed:
             self._drained()
 
-    def _cut(self) -> bytes | memoryview:
+    def _cut(self) -> list[bytes | memoryview]:
         """Take the front of the queue, at most one turn's bytes; only the middle of large frames is split."""
         room = self.turn_bytes
         pieces = self._pieces
@@ -357,7 +355,7 @@ class Link(LinkEnd):
             room -= len(piece)
             whole += 1
         del pieces[:whole]
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+        return taken
 
     def _watch_bounds(self) -> None:
         waiting = self.enqueued - self.flushed
@@ -554,7 +552,7 @@ class Link(LinkEnd):
 
     # ── what a kind of link does in its own way ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
+    def _hand(self, pieces: list[bytes | memoryview]) -> None:
         """Give bytes to the transport; set `blocked` if it did not take all, count `flushed`."""
         raise NotImplementedError
 

@@ -6,8 +6,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from broker._version import PURE
 from broker.core.budget import Budget
+from broker.links.compiled import PURE
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
 RECEIVE_BYTES = 64 << 10
+WHOLE_RECEIVE_BYTES = 256 << 10
+"""where frames are read in the buffer itself, without a copy of the chunk: fewer are cut in two (10 % less at 16 KiB)"""
 
 
 def fastest_unmask() -> Unmask:
@@ -50,6 +52,7 @@ class LoopLinks:
         "receive_buffer",
         "receive_room",
         "unmask",
+        "whole_receive_room",
         "writer",
     )
 
@@ -67,8 +70,9 @@ class LoopLinks:
         self.writer = Writer(self.loop)
         self.liveness = Liveness(self.loop, self.limits, self.counters)
         self.pairs: dict[PairLink, None] = {}
-        self.receive_buffer = memoryview(bytearray(CARRY_MAX_BYTES + RECEIVE_BYTES))
+        self.receive_buffer = memoryview(bytearray(CARRY_MAX_BYTES + WHOLE_RECEIVE_BYTES))
         self.receive_room = self.receive_buffer[:RECEIVE_BYTES]
+        self.whole_receive_room = self.receive_buffer[:WHOLE_RECEIVE_BYTES]
         self.unmask = fastest_unmask()
         self.native = Reader is not None and not os.environ.get(PURE)  # whether links read and write in C
         self._masks = b""

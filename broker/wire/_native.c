@@ -26,7 +26,8 @@
 #define DEPTH_MAX 64           /* deeper nesting is left to Python */
 #define ID_MAX 128             /* bytes of a string id, as in wire.jsonrpc */
 #define DIGITS_MAX 18          /* of a number that needs no closer look */
-#define SMALL_MAX 61440        /* bytes of a payload up to which the Writer copies it */
+#define SMALL_MAX 61440        /* bytes of a payload that the Writer takes */
+#define COPIED_MAX 12288       /* bytes of a payload up to which it stands in one piece with its frame */
 #define UNSPLIT_MAX 65535      /* bytes of a frame's payload with a 16-bit length: the Writer makes no larger ones */
 
 typedef const unsigned char *Text;
@@ -879,6 +880,7 @@ typedef struct {
     const void *from[PIECES_MAX];
     Py_ssize_t size[PIECES_MAX];
     int count;
+    int body; /* which of them is the payload */
     Py_ssize_t total;
     char numbers[96]; /* text of numbers stands here */
     int used;
@@ -921,28 +923,72 @@ static int add_float(Pieces *pieces, double number, char format, int precision)
     return fits;
 }
 
-/* The pieces as a whole frame (RFC 6455, section 5.2); NULL, without an error if it would be too large. */
-static PyObject *join(const Pieces *pieces)
+/* Some pieces as bytes, with so much room before them. */
+static PyObject *join(const Pieces *pieces, int first, int end, Py_ssize_t head)
+{
+    Py_ssize_t size = head;
+    for (int i = first; i < end; i++) size += pieces->size[i];
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, size);
+    if (joined) {
+        char *p = PyBytes_AS_STRING(joined) + head;
+        for (int i = first; i < end; i++) {
+            memcpy(p, pieces->from[i], (size_t)pieces->size[i]);
+            p += pieces->size[i];
+        }
+    }
+    return joined;
+}
+
+/* What goes into the outbox for one message: a whole frame, or one of which the payload is not copied. */
+typedef struct {
+    PyObject *parts[3];
+    int count;
+    Py_ssize_t size;
+} Made;
+
+static void drop(Made *made)
+{
+    while (made->count) {
+        made->count--; /* not within the macro, which reads its argument twice */
+        Py_CLEAR(made->parts[made->count]);
+    }
+}
+
+/* Make a view of a part, in the outbox the mark of what is within a frame; 0 with an error. */
+static int add_view(Made *made, PyObject *part)
+{
+    PyObject *view = part ? PyMemoryView_FromObject(part) : NULL;
+    if (view == NULL)
+        return 0;
+    made->parts[made->count++] = view;
+    return 1;
+}
+
+/* The pieces as a whole frame (RFC 6455, section 5.2) around a payload; nothing, without an error if it is too large. */
+static void frame_of(const Pieces *pieces, PyObject *raw, Made *made)
 {
     Py_ssize_t size = pieces->total, head = size < 126 ? 2 : 4;
+    int copied = pieces->size[pieces->body] <= COPIED_MAX;
     if (size > UNSPLIT_MAX - 4)
-        return NULL;
-    PyObject *frame = PyBytes_FromStringAndSize(NULL, head + size);
-    if (frame == NULL)
-        return NULL;
-    unsigned char *p = (unsigned char *)PyBytes_AS_STRING(frame);
+        return;
+    PyObject *first = join(pieces, 0, copied ? pieces->count : pieces->body, head);
+    if (first == NULL)
+        return;
+    unsigned char *p = (unsigned char *)PyBytes_AS_STRING(first);
     p[0] = 0x81;
     p[1] = (unsigned char)(size < 126 ? size : 126);
     if (head == 4) {
         p[2] = (unsigned char)(size >> 8);
         p[3] = (unsigned char)size;
     }
-    p += head;
-    for (int i = 0; i < pieces->count; i++) {
-        memcpy(p, pieces->from[i], (size_t)pieces->size[i]);
-        p += pieces->size[i];
+    made->parts[made->count++] = first;
+    made->size = head + size;
+    if (!copied) {
+        PyObject *last = join(pieces, pieces->body + 1, pieces->count, 0);
+        if (!add_view(made, raw) || !add_view(made, last))
+            drop(made);
+        Py_XDECREF(last);
     }
-    return frame;
 }
 
 /* What a body holds as JSON text, if it has no attachments and is small; 0 if not. The view must be released. */
@@ -992,18 +1038,17 @@ static int add_call_meta(Pieces *pieces, PyObject *call, PyObject *attempt, unsi
     return 1;
 }
 
-/* The frame of a plain call; NULL, without an error, if it is not plain. */
-static PyObject *call_frame(Writer *self, PyObject *call, unsigned long long n)
+/* The frame of a plain call; nothing, without an error, if it is not plain. */
+static void call_frame(Writer *self, PyObject *call, unsigned long long n, Made *made)
 {
-    PyObject *attempt = at(call, call_attempt), *method = at(call, call_method), *endpoint = at(call, call_endpoint),
-             *frame = NULL;
+    PyObject *attempt = at(call, call_attempt), *method = at(call, call_method), *endpoint = at(call, call_endpoint);
     Py_buffer raw;
     if (!is(attempt, attempt_type) || method == NULL || !PyUnicode_CheckExact(method) || !PyUnicode_IS_COMPACT_ASCII(method)
         || endpoint == NULL || !PyUnicode_CheckExact(endpoint) || !PyUnicode_IS_COMPACT_ASCII(endpoint))
-        return NULL;
+        return;
     Py_ssize_t id = count_at(attempt, attempt_id);
     if (id < 0 || !body_text(at(call, call_body), &raw))
-        return NULL;
+        return;
     Pieces pieces = {.count = 0};
     add(&pieces, PyBytes_AS_STRING(self->prefix), PyBytes_GET_SIZE(self->prefix));
     add_number(&pieces, (unsigned long long)id);
@@ -1014,13 +1059,13 @@ static PyObject *call_frame(Writer *self, PyObject *call, unsigned long long n)
     }
     add(&pieces, PyUnicode_1BYTE_DATA(method), PyUnicode_GET_LENGTH(method));
     ADD_TEXT(&pieces, "\",\"params\":");
+    pieces.body = pieces.count;
     add(&pieces, raw.buf, raw.len);
     if (add_call_meta(&pieces, call, attempt, n, self->meta)) {
         ADD_TEXT(&pieces, "}");
-        frame = join(&pieces);
+        frame_of(&pieces, raw.obj, made);
     }
     PyBuffer_Release(&raw);
-    return frame;
 }
 
 /* What `meta` of a reply says: its number in the session, and how it came about. */
@@ -1061,39 +1106,44 @@ static int add_end_meta(Pieces *pieces, PyObject *meta, unsigned long long n)
     return 1;
 }
 
-/* The frame of a plain result; NULL, without an error, if it is not plain. */
-static PyObject *end_frame(PyObject *end, unsigned long long n)
+/* The frame of a plain result; nothing, without an error, if it is not plain. */
+static void end_frame(PyObject *end, unsigned long long n, Made *made)
 {
-    PyObject *wire_id = at(end, end_wire_id), *meta = at(end, end_meta), *frame = NULL;
+    PyObject *wire_id = at(end, end_wire_id), *meta = at(end, end_meta);
     Py_buffer raw;
     if (wire_id == NULL || !PyBytes_CheckExact(wire_id) || meta == NULL || at(end, end_outcome) != ended_ok
         || !body_text(at(end, end_body), &raw))
-        return NULL;
+        return;
     Pieces pieces = {.count = 0};
     ADD_TEXT(&pieces, "{\"jsonrpc\":\"2.0\",\"id\":");
     add(&pieces, PyBytes_AS_STRING(wire_id), PyBytes_GET_SIZE(wire_id));
     ADD_TEXT(&pieces, ",\"result\":");
+    pieces.body = pieces.count;
     add(&pieces, raw.buf, raw.len);
     if (add_end_meta(&pieces, meta, n)) {
         ADD_TEXT(&pieces, "}");
-        frame = join(&pieces);
+        frame_of(&pieces, raw.obj, made);
     }
     PyBuffer_Release(&raw);
-    return frame;
 }
 
 /* Put a frame into the outbox, as Link.push does; 0 if that has to look closer, -1 with an error. */
-static int push(Writer *self, PyObject *frame, Py_ssize_t enqueued, Py_ssize_t flushed, PyObject *attempt)
+static int push(Writer *self, Made *made, Py_ssize_t enqueued, Py_ssize_t flushed, PyObject *attempt)
 {
     PyObject *outbox = self->outbox, *pieces = at(outbox, outbox_pieces);
-    Py_ssize_t size = PyBytes_GET_SIZE(frame), hard = count_at(outbox, outbox_hard);
-    if (hard < 0 || enqueued - flushed + size > hard || pieces == NULL || !PyList_CheckExact(pieces))
+    Py_ssize_t hard = count_at(outbox, outbox_hard);
+    if (hard < 0 || enqueued - flushed + made->size > hard || pieces == NULL || !PyList_CheckExact(pieces))
         return 0;
-    PyObject *mark = PyLong_FromSsize_t(enqueued + size);
-    if (mark == NULL || PyList_Append(pieces, frame) < 0) {
-        Py_XDECREF(mark);
+    PyObject *mark = PyLong_FromSsize_t(enqueued + made->size);
+    if (mark == NULL)
         return -1;
-    }
+    Py_ssize_t before = PyList_GET_SIZE(pieces);
+    for (int i = 0; i < made->count; i++)
+        if (PyList_Append(pieces, made->parts[i]) < 0) {
+            PyList_SetSlice(pieces, before, PyList_GET_SIZE(pieces), NULL);
+            Py_DECREF(mark);
+            return -1;
+        }
     put(outbox, outbox_enqueued, mark);
     if (attempt)
         put(attempt, attempt_mark, mark);
@@ -1117,7 +1167,8 @@ static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t co
     unsigned long long n = count == 2 ? PyLong_AsUnsignedLongLong(args[1]) : 0;
     if (n == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    PyObject *message = args[0], *outbox = self->outbox, *frame = NULL, *attempt = NULL;
+    PyObject *message = args[0], *outbox = self->outbox, *attempt = NULL;
+    Made made = {.count = 0};
     if (outbox == NULL || count_at(outbox, outbox_state) != 0)
         Py_RETURN_FALSE;
     Py_ssize_t enqueued = count_at(outbox, outbox_enqueued), flushed = count_at(outbox, outbox_flushed);
@@ -1125,16 +1176,13 @@ static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t co
         Py_RETURN_FALSE;
     if (Py_TYPE(message) == call_type) {
         if (at(outbox, outbox_congested) == Py_False && enqueued - flushed <= self->soft)
-            frame = call_frame(self, message, n);
+            call_frame(self, message, n, &made);
         attempt = at(message, call_attempt);
     } else if (Py_TYPE(message) == end_type) {
-        frame = end_frame(message, n);
+        end_frame(message, n, &made);
     }
-    int pushed = 0;
-    if (frame) {
-        pushed = push(self, frame, enqueued, flushed, attempt);
-        Py_DECREF(frame);
-    }
+    int pushed = made.count ? push(self, &made, enqueued, flushed, attempt) : 0;
+    drop(&made);
     if (pushed < 0 || PyErr_Occurred())
         return NULL;
     return PyBool_FromLong(pushed);

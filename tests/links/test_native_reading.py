@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from broker._version import core
 from broker.core.messages import DEFAULT_OPTIONS
+from broker.links.compiled import core
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
 from broker.wire.frames import CLOSE, PING, PONG, TEXT

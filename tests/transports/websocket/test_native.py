@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from broker._version import core
+from broker.links.compiled import core
 from tests.transports.websocket.harness import Peer, World, head, run, serving, until
 
 pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
