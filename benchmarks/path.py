@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from broker._version import PURE
+from broker.links.compiled import PURE
 
 CALLERS, WORKERS, FLIGHT = 16, 4, 16
 PER_ROUND = CALLERS * FLIGHT

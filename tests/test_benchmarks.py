@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks.counts import instructions, memory_counts, wire_counts
 from benchmarks.loads import best
 from benchmarks.processes import ROOT
-from broker._version import core
+from broker.links.compiled import core
 
 SHORT = {
     "table": ["--pending", "0,1000", "--count", "500", "--repeat", "1"],
