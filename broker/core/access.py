@@ -22,6 +22,8 @@ class Role(enum.IntFlag):
     ADMIN = 8
 
 
+_CALLER, _WORKER, _LISTENER, _ADMIN = (int(role) for role in (Role.CALLER, Role.WORKER, Role.LISTENER, Role.ADMIN))
+
 ROLE_NAMES = {role.name.lower(): role for role in (Role.CALLER, Role.WORKER, Role.LISTENER, Role.ADMIN) if role.name}
 
 
@@ -108,7 +110,7 @@ def is_pattern(text: str) -> bool:
 
 def covers(patterns: tuple[str, ...], endpoint: str) -> bool:
     """Whether one of the patterns matches the endpoint's whole name. Linear in both lengths, whatever they hold."""
-    return any(_matches(pattern.split("*"), endpoint) for pattern in patterns)
+    return "*" in patterns or any(_matches(pattern.split("*"), endpoint) for pattern in patterns)
 
 
 def _matches(pieces: list[str], name: str) -> bool:
@@ -129,15 +131,23 @@ def _matches(pieces: list[str], name: str) -> bool:
 
 def roles_at(grants: tuple[Grant, ...], endpoint: str) -> Role:
     """All that the grants allow at an endpoint, implied roles included."""
-    roles = Role.NONE
+    return Role(role_bits(grants, endpoint))
+
+
+def role_bits(grants: tuple[Grant, ...], endpoint: str) -> int:
+    """The same as a plain integer: 0.3 µs with one grant.
+
+    It is on the way of each request of a caller who asks more endpoints in turn than are remembered for it.
+    """
+    bits = 0
     for grant in grants:
-        if grant.roles and covers(grant.endpoints, endpoint):
-            roles |= grant.roles
-    if roles & Role.ADMIN:
-        roles |= Role.CALLER | Role.WORKER
-    if roles & (Role.CALLER | Role.WORKER):
-        roles |= Role.LISTENER
-    return roles
+        if covers(grant.endpoints, endpoint):
+            bits |= int(grant.roles)
+    if bits & _ADMIN:
+        bits |= _CALLER | _WORKER
+    if bits & (_CALLER | _WORKER):
+        bits |= _LISTENER
+    return bits
 
 
 def only_listening(grants: tuple[Grant, ...]) -> tuple[Grant, ...]:
