@@ -127,6 +127,21 @@ def _from_base64url(text: str) -> str | None:
         return None
 
 
+def check_fixed(fixed: Mapping[str, Principal]) -> None:
+    """Secrets given from outside, and whom they prove.
+
+    Raises ValueError if one of them is shorter than 32 characters (an empty one would let anybody in), TypeError for
+    what is no text or no Principal. The secret itself is in no error.
+    """
+    for secret, principal in fixed.items():
+        if not isinstance(secret, str):
+            raise TypeError(f"a token in `fixed` is a {type(secret).__name__}; expected a text")
+        if len(secret) < SECRET_MIN:
+            raise ValueError(f"a token has at least {SECRET_MIN} characters: auth.admin_token, and those in `fixed`")
+        if not isinstance(principal, Principal):
+            raise TypeError(f"a token in `fixed` stands for a {type(principal).__name__}; expected a Principal")
+
+
 class Authenticator:
     """Says who a request comes from, or refuses it; the same way for every route.
 
@@ -134,7 +149,7 @@ class Authenticator:
     known to this process alone (the local token, the admin token) to their principals; `clock` is wall-clock
     time, for the expiry of what a ticket was issued to; `logins` are the sign-ins of browsers, whose cookie is called
     `cookie` (None, or no name: no cookie is looked at); `sign_in` judges passwords (None: there are no users).
-    Raises ValueError if one of these secrets is shorter than 32 characters (an empty one would let anybody in).
+    Raises as `check_fixed`.
     """
 
     def __init__(
@@ -149,8 +164,7 @@ class Authenticator:
         logins: Logins | None = None,
         sign_in: SignIn | None = None,
     ) -> None:
-        if any(len(secret) < SECRET_MIN for secret in fixed):
-            raise ValueError(f"a token has at least {SECRET_MIN} characters: auth.admin_token, and those in `fixed`")
+        check_fixed(fixed)
         self.rules = rules
         self.tokens = tokens
         self.tickets = tickets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 
@@ -11,6 +12,8 @@ from broker.auth.origins import parse_authority
 from broker.auth.proxies import parse_address
 from broker.auth.signed_cookie import Signer
 from broker.core.access import Grant, Principal, Role
+
+log = logging.getLogger("broker.auth")
 
 COOKIE = "login"
 """the cookie in which a daemon shows its sign-in"""
@@ -34,7 +37,12 @@ class DaemonSignIn:
 
     def find_tester(self, facts: RequestFacts, name: str, password: str) -> Principal | None:
         """Whom the test login stands for, if this is it and comes from this machine; else None."""
-        return self._tester if (name, password) == TEST_LOGIN and is_here(facts) else None
+        if self._tester is None or (name, password) != TEST_LOGIN:
+            return None
+        if not is_here(facts):
+            log.warning("the login test is for this machine alone; it was refused to %s", facts.remote)
+            return None
+        return self._tester
 
     def write(self, value: str, live_s: float, *, secure: bool) -> str:
         """The Set-Cookie header for a sign-in of this value; with 0 seconds it takes the cookie away."""

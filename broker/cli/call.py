@@ -191,4 +191,5 @@ async def suggest(client: AsyncClient, error: BrokerError) -> None:
     if near:
         error.advice = f"Did you mean {', '.join(near)}?"
     elif names:
-        error.advice = f"There are {', '.join(names[:10])}{', …' if len(names) > 10 else ''}."
+        what = "Endpoints here" if isinstance(error, NoEndpoint) else f"Methods of {error.endpoint}"
+        error.advice = f"{what}: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}."

@@ -17,7 +17,7 @@ import msgspec
 
 from broker._version import VERSION
 from broker.auth.targets import Target, locator
-from broker.cli.connection import broker_options, clean_line, exit_code
+from broker.cli.connection import broker_options, clean_line, counted, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.client.async_client import AsyncClient
 from broker.links.compiled import core
@@ -261,7 +261,7 @@ def _endpoints(found: list[dict[str, Any]]) -> Check:
     if not found:
         advice = "Start a worker, such as `broker work files . --endpoint data`."
         return Check("endpoints", "warn", "none is known to this token", advice)
-    text = ", ".join(f"{one['endpoint']} ({one['workers']} workers)" for one in found[:10])
+    text = ", ".join(f"{one['endpoint']} ({counted(one['workers'], 'worker')})" for one in found[:10])
     text += f" and {len(found) - 10} more" if len(found) > 10 else ""
     if not any(one["workers"] for one in found):
         return Check("endpoints", "warn", text, "Nobody serves any of them now; start a worker.")

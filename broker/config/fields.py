@@ -126,12 +126,18 @@ def variable(path: Path) -> str:
 
 def values(config: Config) -> Iterator[tuple[Path, Any]]:
     """Every value of a configuration with its path, secrets as `REDACTED`, in the order of the model."""
+    for path, value in bare_values(config):
+        field = field_at(path)
+        yield path, REDACTED if field is not None and field.is_secret and value else value
+
+
+def bare_values(config: Config) -> Iterator[tuple[Path, Any]]:
+    """The same with its secrets."""
     for section, fields in FIELDS.items():
         part = getattr(config, section)
         tables = (
             {(section, name): table for name, table in part.items()} if section == "endpoints" else {(section,): part}
         )
         for prefix, table in tables.items():
-            for name, field in fields.items():
-                value = getattr(table, name)
-                yield (*prefix, name), REDACTED if field.is_secret and value else value
+            for name in fields:
+                yield (*prefix, name), getattr(table, name)

@@ -9,10 +9,11 @@ callback of a receiver is ever made from inside `Link.send`, `Link.close` or `Li
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.links.end import CLOSING, GONE, OPEN, SLOW_CONSUMER, LinkEnd, Receiver
-from broker.links.limits import UNSPLIT_BYTES, LinkLimits
+from broker.links.limits import UNSPLIT_BYTES, LinkCounters, LinkLimits
 from broker.wire import native
 from broker.wire.frames import (
     BINARY,
@@ -57,10 +58,18 @@ class Writer:
     the next turn, after the loop has looked at its other work.
     """
 
-    __slots__ = ("_dirty", "_loop", "_scheduled")
+    __slots__ = ("_counters", "_dirty", "_flush_link", "_loop", "_scheduled")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: LinkCounters | None = None,
+        flush_link: Callable[[Flushed], int | None] = methodcaller("flush"),
+    ) -> None:
+        """Make one; `flush_link` flushes and returns the bytes that are to be counted here."""
         self._loop = loop
+        self._counters = counters or LinkCounters()
+        self._flush_link = flush_link
         self._dirty: list[Flushed] = []
         self._scheduled = False
 
@@ -81,12 +90,17 @@ class Writer:
             self._loop.call_soon(self._flush)
         else:
             self._scheduled = False
-        flushed = 0
+        flush_link = self._flush_link
+        flushed = writes = written = 0
         try:
             for link in links:
                 flushed += 1
-                link.flush()
+                if size := flush_link(link):
+                    writes += 1
+                    written += size
         finally:
+            self._counters.writes += writes
+            self._counters.bytes_out += written
             for link in links[flushed:]:  # an exception that ends programs came through; this one may go on
                 link.dirty = False
                 self.mark(link)
@@ -322,26 +336,27 @@ class Link(LinkEnd):
             self._read_mark, self._read_at = self.flushed, now
         return now - self._read_at < READING_S
 
-    def flush(self) -> None:
-        """Hand what is queued to the kernel, as far as this turn's bound goes. The writer calls it."""
+    def flush(self, taken: int = 0) -> None:
+        """Hand what is queued to the kernel, as far as this turn's bound goes. The writer calls it.
+
+        With `taken`, all that is queued is within that bound, and so many bytes of it have been written already.
+        """
         self.dirty = False
         if self._state == GONE:
             return
         if self._pieces and not self.blocked:
             if self.enqueued - self.flushed <= self.turn_bytes:
-                pieces = self._pieces
-                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                self._pieces = []
+                pieces, self._pieces = self._pieces, []
             else:
-                data = self._cut()
-            self._hand(data)
+                pieces = self._cut()
+            self._hand(pieces, taken)
             if self._pieces and not self.blocked:
                 self._writer.mark(self)
         self._watch_bounds()
         if self._state == CLOSING and self.enqueued == self.flushed:
             self._drained()
 
-    def _cut(self) -> bytes | memoryview:
+    def _cut(self) -> list[bytes | memoryview]:
         """Take the front of the queue, at most one turn's bytes; only the middle of large frames is split."""
         room = self.turn_bytes
         pieces = self._pieces
@@ -357,7 +372,7 @@ class Link(LinkEnd):
             room -= len(piece)
             whole += 1
         del pieces[:whole]
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+        return taken
 
     def _watch_bounds(self) -> None:
         waiting = self.enqueued - self.flushed
@@ -554,8 +569,11 @@ class Link(LinkEnd):
 
     # ── what a kind of link does in its own way ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
-        """Give bytes to the transport; set `blocked` if it did not take all, count `flushed`."""
+    def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
+        """Give bytes to the transport; set `blocked` if it did not take all, count `flushed`.
+
+        Of a socket the first `taken` have been written already.
+        """
         raise NotImplementedError
 
     def _pause_transport(self) -> None:

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, cast
 
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
+from broker.links.loop import WHOLE_RECEIVE_BYTES
+from broker.wire import native
 from broker.wire.frames import CARRY_MAX_BYTES
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
 
 _TLS_WRITE_BUFFER_BYTES = 65_536
+GATHER_BYTES, GATHERED_MAX = 4096, 1000
+"""of each piece on average, from which on they are written without being joined first, and so many at most: 5 µs less
+for a request and a reply of 16 KiB"""
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
@@ -58,12 +63,16 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all links of this loop share, behind the beginning of a frame that waits for more."""
-        links, rest = self._links, self._parser.rest
-        size = self._rest_size = len(rest) if self.reader is not None and len(rest) <= CARRY_MAX_BYTES else 0
-        if not size:
+        links, parser = self._links, self._parser
+        if self.reader is None or parser.is_collecting:
+            self._rest_size = 0
             return links.receive_room
+        rest = parser.rest
+        size = self._rest_size = len(rest) if len(rest) <= CARRY_MAX_BYTES else 0
+        if not size:
+            return links.whole_receive_room
         links.receive_buffer[:size] = rest
-        return links.receive_buffer[size : size + len(links.receive_room)]
+        return links.receive_buffer[size : size + WHOLE_RECEIVE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
@@ -98,22 +107,34 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     # ── the link's side ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
-        size = len(data)
+    def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
         if self._transport.is_closing():
             self._pieces.clear()
             return
         # The transport holds nothing now: with a bound of 0 it pauses with the first byte it keeps, and what is blocked
         # is not handed anything. It closes the socket only after `is_closing` is true. So the detour over it can be
         # left out (0.9 µs with uvloop); it gets what the kernel does not take, and finds out itself what is wrong.
-        taken = 0
-        if self._fd >= 0:
+        count = len(pieces)
+        data: bytes | memoryview = b""
+        if taken:
+            data = b"".join(pieces)
+            size = len(data)
+        elif count == 1 or self._fd < 0 or self.enqueued - self.flushed < GATHER_BYTES * count or count > GATHERED_MAX:
+            data = pieces[0] if count == 1 else b"".join(pieces)
+            size = len(data)
+            if self._fd >= 0:
+                try:
+                    taken = os.write(self._fd, data)
+                except OSError:
+                    taken = 0
+        else:
+            size = sum(map(len, pieces))
             try:
-                taken = os.write(self._fd, data)
+                taken = os.writev(self._fd, pieces)
             except OSError:
                 taken = 0
         if taken < size:
-            self._transport.write(memoryview(data)[taken:] if taken else data)
+            self._transport.write(memoryview(data or b"".join(pieces))[taken:])
         if self.blocked:
             self._in_transport = min(size, self._transport.get_write_buffer_size())
         self.flushed += size - self._in_transport
@@ -149,3 +170,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def _abort_transport(self) -> None:
         self._transport.abort()
+
+
+if native.Writer is not None:
+    native.know_socket(SocketLink, LinkLimits)

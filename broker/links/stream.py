@@ -103,7 +103,8 @@ class StreamLink(Link):
 
     # ── writing ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
+    def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         size = len(data)
         counters = self._links.counters
         counters.writes += 1

@@ -21,7 +21,7 @@ from tornado.web import Application, RequestHandler
 from broker.admin.health import LiveHandler, ReadyHandler
 from broker.admin.metrics import Lag, MetricsHandler, Sources
 from broker.admin.web.files import FileHandler, PageHandler
-from broker.auth.authenticate import Authenticator
+from broker.auth.authenticate import Authenticator, check_fixed
 from broker.auth.daemon_sign_in import DaemonSignIn
 from broker.auth.door import Authenticate, Door, Gate
 from broker.auth.facts import Refused
@@ -34,6 +34,7 @@ from broker.auth.tickets import Tickets
 from broker.auth.tokens import TokenStore, admin_principal
 from broker.auth.users import UserStore
 from broker.config.certificates import server_context
+from broker.config.load import check
 from broker.config.model import Config
 from broker.core.access import Principal
 from broker.core.classes import ClassesOf
@@ -120,6 +121,9 @@ class Broker(Embedding):
     It is asked once for every request that has to say who sends it, after Host and Origin were judged and before an
     upgrade, on the event loop; if it raises, the answer is 500 and nobody is let in.
 
+    Making it raises ConfigError for a wrong value in the configuration, ValueError for a secret shorter than 32
+    characters, TypeError for arguments of other types.
+
     Not thread-safe but for what `Embedding` says: everything is called on the event loop that `start` ran in.
     """
 
@@ -133,10 +137,13 @@ class Broker(Embedding):
         authenticate: Authenticate | None = None,
     ) -> None:
         super().__init__()
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate is a {type(authenticate).__name__}; give a function of the request, or None")
         call = getattr(type(authenticate), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
         if inspect.iscoroutinefunction(authenticate) or inspect.iscoroutinefunction(call):
             raise TypeError("authenticate is a coroutine function; it must be a plain one, which answers at once")
-        self.config = config or Config()
+        self.config = Config() if config is None else config
+        check(self.config)
         self._authenticate = authenticate
         self._gates: list[Gate] = []
         self.node = secrets.token_hex(4)
@@ -144,6 +151,7 @@ class Broker(Embedding):
         self._tokens = tokens
         self._users = users
         self._fixed = dict(fixed or {})
+        check_fixed(self._fixed)
         if self.config.auth.admin_token:
             self._fixed[self.config.auth.admin_token] = admin_principal()
         self._lag = Lag()
@@ -445,8 +453,10 @@ class Broker(Embedding):
     def reload(self, config: Config) -> None:
         """Take over a new configuration while running: all of it, or nothing.
 
-        Raises ReloadError for a key that needs a restart, ConfigError or ValueError for one that is wrong.
+        Raises ReloadError for a key that needs a restart, ConfigError or ValueError for one that is wrong, TypeError
+        for what is no Config.
         """
+        check(config)
         for key in ("host", "port", "insecure", "uvloop"):
             if getattr(config.server, key) != getattr(self.config.server, key):
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")

@@ -22,7 +22,7 @@ from broker.client.client import Client, running_here
 from broker.client.client import Stream as ThreadStream
 from broker.client.parts import Parts
 from broker.client.progress import ProgressFunction
-from broker.client.requests import UNSET, Unset, publish_params, stream_options
+from broker.client.requests import UNSET, Unset, check_names, publish_params, stream_options
 from broker.client.stream import Stream
 from broker.config.model import Config
 from broker.config.rules import CLOSE_REASON_MAX_BYTES
@@ -57,6 +57,8 @@ CallBack = Callable[[Any, "BrokerError | None"], object]
 Hooks = tuple["Hook | None", "Hook | None"]
 
 LOOK_S = 0.01
+OPTIONS = ("progress", "parts")
+STREAM_OPTIONS = ("timing", *OPTIONS)
 
 
 class Served:
@@ -172,25 +174,32 @@ class Embedding:
     ) -> Any:  # fmt: skip
         """Ask `endpoint/method` and wait for the result. See `AsyncClient.call`."""
         self._check_here()
+        check_names("request", options, OPTIONS)
         return await self._client.call(method, params, timeout=timeout, **options)
 
     def request_from_thread(
         self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, **options: Any
     ) -> Any:
         """The same for a thread, which waits. Raises RuntimeError on the loop, where that would be for ever."""
-        self._check_running()
+        if running_here() is self.loop:
+            raise RuntimeError("this is for threads, and this is the broker's event loop: use await broker.request(…)")
+        check_names("request_from_thread", options, OPTIONS)
         return self._threads.call(method, params, timeout=timeout, **options)
 
     def submit(self, method: str, params: Any = None, **options: Any) -> Future[Any]:
         """Ask without waiting, from any thread; cancelling the future cancels the request. See `Client.submit`."""
         self._check_running()
+        check_names("submit", options, STREAM_OPTIONS)
         return self._threads.submit(method, params, **options)
 
     def call_back(self, method: str, params: Any, callback: CallBack, **options: Any) -> Future[Any]:
         """Ask, from any thread; `callback(value, error)` is called on the loop, once, whatever the outcome.
 
-        What it raises is logged. The future is there to cancel it. Raises TypeError for a coroutine function.
+        What it raises is logged. The future is there to cancel it. Raises TypeError for what is no function, or a
+        coroutine function.
         """
+        _check_callable("the callback", callback)
+        check_names("call_back", options, STREAM_OPTIONS)
         if inspect.iscoroutinefunction(callback):
             raise TypeError("the callback is a coroutine function; give a plain one, which may create a task")
 
@@ -223,6 +232,7 @@ class Embedding:
     def stream_from_thread(self, method: str, params: Any = None, **options: Any) -> ThreadStream:
         """The same for a thread: `for part in broker.stream_from_thread(…)`. See `Client.stream`."""
         self._check_running()
+        check_names("stream_from_thread", options, STREAM_OPTIONS)
         return self._threads.stream(method, params, **options)
 
     def broadcast(
@@ -259,8 +269,16 @@ class Embedding:
 
         `on_message(peer, method, params)` gets every call and notification of any method there, at most `capacity` at
         a time. The hooks run on the loop with the `Peer`, once each for whoever attaches to the endpoint, serves it or
-        listens to it. Raises ValueError for a wrong name, or where hooks are set already.
+        listens to it. Raises ValueError for a wrong name, or where hooks are set already, TypeError for what is no
+        function.
         """
+        for what, function in (
+            ("on_message", on_message),
+            ("on_connect", on_connect),
+            ("on_disconnect", on_disconnect),
+        ):
+            if function is not None:
+                _check_callable(what, function)
         make = None
         if on_message is not None:
             answer = self._answering(on_message)
@@ -304,6 +322,10 @@ class Embedding:
             raise ValueError(f"{name} has its hooks already; close them first")
         if make is not None:
             make()  # so that what is wrong is said here
+            if any(other.endpoint == name and other._make is not None for other in self._served):
+                log.warning(
+                    "%s is served twice in this process: its calls are shared, each goes to one of the two", name
+                )
         served = Served(self, name, make, hooks)
         self._served.append(served)
         self._do(lambda: self._begin_served(served))
@@ -495,6 +517,11 @@ class Embedding:
 def _check_name(name: str) -> None:
     if not is_name(name):
         raise ValueError(f"{name!r} is no name of an endpoint; names are 1 to 128 of A-Z a-z 0-9 _ . -")
+
+
+def _check_callable(what: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{what} is of type {type(value).__name__}; give a function")
 
 
 def _settle(future: Future[Result], action: Callable[[], Result]) -> None:

@@ -61,6 +61,8 @@ class Local:
     """
 
     def __init__(self, home: Home, principal: Principal | None = None, kind: type[NearPeer] = NearPeer) -> None:
+        if principal is not None and not isinstance(principal, Principal):
+            raise TypeError(f"the principal is a {type(principal).__name__}; expected a Principal, or None")
         self._home = home
         self._kind = kind
         self.principal = principal or local_principal()

@@ -18,6 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 #include <structmember.h> /* T_OBJECT_EX, which 3.12 calls Py_T_OBJECT_EX and has without this header */
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -26,7 +28,8 @@
 #define DEPTH_MAX 64           /* deeper nesting is left to Python */
 #define ID_MAX 128             /* bytes of a string id, as in wire.jsonrpc */
 #define DIGITS_MAX 18          /* of a number that needs no closer look */
-#define SMALL_MAX 61440        /* bytes of a payload up to which the Writer copies it */
+#define SMALL_MAX 61440        /* bytes of a payload that the Writer takes */
+#define COPIED_MAX 12288       /* bytes of a payload up to which it stands in one piece with its frame */
 #define UNSPLIT_MAX 65535      /* bytes of a frame's payload with a 16-bit length: the Writer makes no larger ones */
 
 typedef const unsigned char *Text;
@@ -272,7 +275,7 @@ static void unmask(unsigned char *to, Text from, Py_ssize_t size, Text mask)
 /* ------------------------------------------------------------------ what is known of Python's objects */
 
 static PyTypeObject *asked_type, *answered_type, *body_type, *call_type, *end_type, *attempt_type, *request_type,
-    *options_type, *reply_meta_type, *outbox_type;
+    *options_type, *reply_meta_type, *outbox_type, *socket_type, *limits_type;
 static PyObject *ended_ok;
 
 /* Where the slots are; the names of the fields beside them, in `know` and `know_outbox`. */
@@ -280,7 +283,8 @@ static Py_ssize_t body_raw, body_attachments, call_attempt, call_endpoint, call_
     end_outcome, end_body, end_meta, attempt_id, attempt_request, attempt_mark, request_options, options_timeout,
     options_meta, options_idempotent, options_key, options_trace, options_progress, options_idle, options_stream_in,
     options_stream_out, meta_worker, meta_attempts, meta_elapsed, meta_retryable, meta_trace, meta_timing, meta_repeated,
-    outbox_state, outbox_enqueued, outbox_flushed, outbox_hard, outbox_congested, outbox_pieces, outbox_dirty;
+    outbox_state, outbox_enqueued, outbox_flushed, outbox_hard, outbox_congested, outbox_pieces, outbox_dirty,
+    outbox_counted, outbox_limits, limits_hard, socket_blocked, socket_fd, socket_transport, socket_turn;
 
 typedef struct {
     PyTypeObject **type;
@@ -879,6 +883,7 @@ typedef struct {
     const void *from[PIECES_MAX];
     Py_ssize_t size[PIECES_MAX];
     int count;
+    int body; /* which of them is the payload */
     Py_ssize_t total;
     char numbers[96]; /* text of numbers stands here */
     int used;
@@ -921,28 +926,72 @@ static int add_float(Pieces *pieces, double number, char format, int precision)
     return fits;
 }
 
-/* The pieces as a whole frame (RFC 6455, section 5.2); NULL, without an error if it would be too large. */
-static PyObject *join(const Pieces *pieces)
+/* Some pieces as bytes, with so much room before them. */
+static PyObject *join(const Pieces *pieces, int first, int end, Py_ssize_t head)
+{
+    Py_ssize_t size = head;
+    for (int i = first; i < end; i++) size += pieces->size[i];
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, size);
+    if (joined) {
+        char *p = PyBytes_AS_STRING(joined) + head;
+        for (int i = first; i < end; i++) {
+            memcpy(p, pieces->from[i], (size_t)pieces->size[i]);
+            p += pieces->size[i];
+        }
+    }
+    return joined;
+}
+
+/* What goes into the outbox for one message: a whole frame, or one of which the payload is not copied. */
+typedef struct {
+    PyObject *parts[3];
+    int count;
+    Py_ssize_t size;
+} Made;
+
+static void drop(Made *made)
+{
+    while (made->count) {
+        made->count--; /* not within the macro, which reads its argument twice */
+        Py_CLEAR(made->parts[made->count]);
+    }
+}
+
+/* Make a view of a part, in the outbox the mark of what is within a frame; 0 with an error. */
+static int add_view(Made *made, PyObject *part)
+{
+    PyObject *view = part ? PyMemoryView_FromObject(part) : NULL;
+    if (view == NULL)
+        return 0;
+    made->parts[made->count++] = view;
+    return 1;
+}
+
+/* The pieces as a whole frame (RFC 6455, section 5.2) around a payload; nothing, without an error if it is too large. */
+static void frame_of(const Pieces *pieces, PyObject *raw, Made *made)
 {
     Py_ssize_t size = pieces->total, head = size < 126 ? 2 : 4;
+    int copied = pieces->size[pieces->body] <= COPIED_MAX;
     if (size > UNSPLIT_MAX - 4)
-        return NULL;
-    PyObject *frame = PyBytes_FromStringAndSize(NULL, head + size);
-    if (frame == NULL)
-        return NULL;
-    unsigned char *p = (unsigned char *)PyBytes_AS_STRING(frame);
+        return;
+    PyObject *first = join(pieces, 0, copied ? pieces->count : pieces->body, head);
+    if (first == NULL)
+        return;
+    unsigned char *p = (unsigned char *)PyBytes_AS_STRING(first);
     p[0] = 0x81;
     p[1] = (unsigned char)(size < 126 ? size : 126);
     if (head == 4) {
         p[2] = (unsigned char)(size >> 8);
         p[3] = (unsigned char)size;
     }
-    p += head;
-    for (int i = 0; i < pieces->count; i++) {
-        memcpy(p, pieces->from[i], (size_t)pieces->size[i]);
-        p += pieces->size[i];
+    made->parts[made->count++] = first;
+    made->size = head + size;
+    if (!copied) {
+        PyObject *last = join(pieces, pieces->body + 1, pieces->count, 0);
+        if (!add_view(made, raw) || !add_view(made, last))
+            drop(made);
+        Py_XDECREF(last);
     }
-    return frame;
 }
 
 /* What a body holds as JSON text, if it has no attachments and is small; 0 if not. The view must be released. */
@@ -992,18 +1041,17 @@ static int add_call_meta(Pieces *pieces, PyObject *call, PyObject *attempt, unsi
     return 1;
 }
 
-/* The frame of a plain call; NULL, without an error, if it is not plain. */
-static PyObject *call_frame(Writer *self, PyObject *call, unsigned long long n)
+/* The frame of a plain call; nothing, without an error, if it is not plain. */
+static void call_frame(Writer *self, PyObject *call, unsigned long long n, Made *made)
 {
-    PyObject *attempt = at(call, call_attempt), *method = at(call, call_method), *endpoint = at(call, call_endpoint),
-             *frame = NULL;
+    PyObject *attempt = at(call, call_attempt), *method = at(call, call_method), *endpoint = at(call, call_endpoint);
     Py_buffer raw;
     if (!is(attempt, attempt_type) || method == NULL || !PyUnicode_CheckExact(method) || !PyUnicode_IS_COMPACT_ASCII(method)
         || endpoint == NULL || !PyUnicode_CheckExact(endpoint) || !PyUnicode_IS_COMPACT_ASCII(endpoint))
-        return NULL;
+        return;
     Py_ssize_t id = count_at(attempt, attempt_id);
     if (id < 0 || !body_text(at(call, call_body), &raw))
-        return NULL;
+        return;
     Pieces pieces = {.count = 0};
     add(&pieces, PyBytes_AS_STRING(self->prefix), PyBytes_GET_SIZE(self->prefix));
     add_number(&pieces, (unsigned long long)id);
@@ -1014,13 +1062,13 @@ static PyObject *call_frame(Writer *self, PyObject *call, unsigned long long n)
     }
     add(&pieces, PyUnicode_1BYTE_DATA(method), PyUnicode_GET_LENGTH(method));
     ADD_TEXT(&pieces, "\",\"params\":");
+    pieces.body = pieces.count;
     add(&pieces, raw.buf, raw.len);
     if (add_call_meta(&pieces, call, attempt, n, self->meta)) {
         ADD_TEXT(&pieces, "}");
-        frame = join(&pieces);
+        frame_of(&pieces, raw.obj, made);
     }
     PyBuffer_Release(&raw);
-    return frame;
 }
 
 /* What `meta` of a reply says: its number in the session, and how it came about. */
@@ -1061,39 +1109,44 @@ static int add_end_meta(Pieces *pieces, PyObject *meta, unsigned long long n)
     return 1;
 }
 
-/* The frame of a plain result; NULL, without an error, if it is not plain. */
-static PyObject *end_frame(PyObject *end, unsigned long long n)
+/* The frame of a plain result; nothing, without an error, if it is not plain. */
+static void end_frame(PyObject *end, unsigned long long n, Made *made)
 {
-    PyObject *wire_id = at(end, end_wire_id), *meta = at(end, end_meta), *frame = NULL;
+    PyObject *wire_id = at(end, end_wire_id), *meta = at(end, end_meta);
     Py_buffer raw;
     if (wire_id == NULL || !PyBytes_CheckExact(wire_id) || meta == NULL || at(end, end_outcome) != ended_ok
         || !body_text(at(end, end_body), &raw))
-        return NULL;
+        return;
     Pieces pieces = {.count = 0};
     ADD_TEXT(&pieces, "{\"jsonrpc\":\"2.0\",\"id\":");
     add(&pieces, PyBytes_AS_STRING(wire_id), PyBytes_GET_SIZE(wire_id));
     ADD_TEXT(&pieces, ",\"result\":");
+    pieces.body = pieces.count;
     add(&pieces, raw.buf, raw.len);
     if (add_end_meta(&pieces, meta, n)) {
         ADD_TEXT(&pieces, "}");
-        frame = join(&pieces);
+        frame_of(&pieces, raw.obj, made);
     }
     PyBuffer_Release(&raw);
-    return frame;
 }
 
 /* Put a frame into the outbox, as Link.push does; 0 if that has to look closer, -1 with an error. */
-static int push(Writer *self, PyObject *frame, Py_ssize_t enqueued, Py_ssize_t flushed, PyObject *attempt)
+static int push(Writer *self, Made *made, Py_ssize_t enqueued, Py_ssize_t flushed, PyObject *attempt)
 {
     PyObject *outbox = self->outbox, *pieces = at(outbox, outbox_pieces);
-    Py_ssize_t size = PyBytes_GET_SIZE(frame), hard = count_at(outbox, outbox_hard);
-    if (hard < 0 || enqueued - flushed + size > hard || pieces == NULL || !PyList_CheckExact(pieces))
+    Py_ssize_t hard = count_at(outbox, outbox_hard);
+    if (hard < 0 || enqueued - flushed + made->size > hard || pieces == NULL || !PyList_CheckExact(pieces))
         return 0;
-    PyObject *mark = PyLong_FromSsize_t(enqueued + size);
-    if (mark == NULL || PyList_Append(pieces, frame) < 0) {
-        Py_XDECREF(mark);
+    PyObject *mark = PyLong_FromSsize_t(enqueued + made->size);
+    if (mark == NULL)
         return -1;
-    }
+    Py_ssize_t before = PyList_GET_SIZE(pieces);
+    for (int i = 0; i < made->count; i++)
+        if (PyList_Append(pieces, made->parts[i]) < 0) {
+            PyList_SetSlice(pieces, before, PyList_GET_SIZE(pieces), NULL);
+            Py_DECREF(mark);
+            return -1;
+        }
     put(outbox, outbox_enqueued, mark);
     if (attempt)
         put(attempt, attempt_mark, mark);
@@ -1117,7 +1170,8 @@ static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t co
     unsigned long long n = count == 2 ? PyLong_AsUnsignedLongLong(args[1]) : 0;
     if (n == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    PyObject *message = args[0], *outbox = self->outbox, *frame = NULL, *attempt = NULL;
+    PyObject *message = args[0], *outbox = self->outbox, *attempt = NULL;
+    Made made = {.count = 0};
     if (outbox == NULL || count_at(outbox, outbox_state) != 0)
         Py_RETURN_FALSE;
     Py_ssize_t enqueued = count_at(outbox, outbox_enqueued), flushed = count_at(outbox, outbox_flushed);
@@ -1125,16 +1179,13 @@ static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t co
         Py_RETURN_FALSE;
     if (Py_TYPE(message) == call_type) {
         if (at(outbox, outbox_congested) == Py_False && enqueued - flushed <= self->soft)
-            frame = call_frame(self, message, n);
+            call_frame(self, message, n, &made);
         attempt = at(message, call_attempt);
     } else if (Py_TYPE(message) == end_type) {
-        frame = end_frame(message, n);
+        end_frame(message, n, &made);
     }
-    int pushed = 0;
-    if (frame) {
-        pushed = push(self, frame, enqueued, flushed, attempt);
-        Py_DECREF(frame);
-    }
+    int pushed = made.count ? push(self, &made, enqueued, flushed, attempt) : 0;
+    drop(&made);
     if (pushed < 0 || PyErr_Occurred())
         return NULL;
     return PyBool_FromLong(pushed);
@@ -1158,6 +1209,92 @@ static PyTypeObject WriterType = {
     .tp_clear = (inquiry)Writer_clear,
     .tp_methods = Writer_methods,
 };
+
+/* ------------------------------------------------------------------ flush */
+
+#define VECTORS_MAX 64         /* pieces that are written without being joined */
+#define JOINED_MAX 16384       /* bytes of several pieces that are joined first: cheaper than a vector of small ones */
+
+/* Give bytes to the kernel, all pieces in one call; -1 if it took none. The GIL is kept: the call never waits, and to get
+   it back from another thread may. */
+static Py_ssize_t write_pieces(int fd, PyObject *pieces, Py_ssize_t size)
+{
+    struct iovec vectors[VECTORS_MAX];
+    Py_buffer views[VECTORS_MAX];
+    Py_ssize_t count = PyList_GET_SIZE(pieces), total = 0, taken = -1;
+    int held = 0, seen = 0;
+    char joined[JOINED_MAX];
+    if (count > VECTORS_MAX && size > JOINED_MAX)
+        return -1;
+    for (; seen < count; seen++) {
+        Py_buffer one, *view = size <= JOINED_MAX ? &one : &views[held];
+        if (PyObject_GetBuffer(PyList_GET_ITEM(pieces, seen), view, PyBUF_SIMPLE) < 0) {
+            PyErr_Clear();
+            break;
+        }
+        if (view->len > size - total) { /* more than the books say: left to Python */
+            PyBuffer_Release(view);
+            break;
+        }
+        if (size <= JOINED_MAX) {
+            memcpy(joined + total, view->buf, (size_t)view->len);
+            total += view->len;
+            PyBuffer_Release(view);
+        } else {
+            vectors[held].iov_base = view->buf;
+            vectors[held++].iov_len = (size_t)view->len;
+            total += view->len;
+        }
+    }
+    if (seen == count && total == size)
+        taken = size <= JOINED_MAX ? write(fd, joined, (size_t)size) : writev(fd, vectors, held);
+    while (held) PyBuffer_Release(&views[--held]);
+    return taken > 0 ? taken : -1;
+}
+
+/* Flush a link as its method does, if that is plain: an open socket, within a turn's bound, and the kernel takes it all.
+   The bytes written; 0 if the link did it itself, with what the kernel has taken already. */
+static PyObject *flush(PyObject *Py_UNUSED(module), PyObject *link)
+{
+    static PyObject *is_closing, *flush_name;
+    if ((is_closing == NULL && (is_closing = PyUnicode_InternFromString("is_closing")) == NULL)
+        || (flush_name == NULL && (flush_name = PyUnicode_InternFromString("flush")) == NULL))
+        return NULL;
+    Py_ssize_t taken = -1;
+    if (socket_type != NULL && is(link, socket_type) && count_at(link, outbox_state) == 0
+        && at(link, socket_blocked) == Py_False && at(link, outbox_congested) == Py_False
+        && count_at(link, outbox_counted) == 0) {
+        PyObject *pieces = at(link, outbox_pieces), *limits = at(link, outbox_limits), *transport = at(link, socket_transport);
+        Py_ssize_t enqueued = count_at(link, outbox_enqueued), flushed = count_at(link, outbox_flushed),
+                   fd = count_at(link, socket_fd), size = enqueued - flushed;
+        if (enqueued >= 0 && flushed >= 0 && size > 0 && size <= count_at(link, socket_turn) && fd >= 0 && fd <= INT_MAX
+            && pieces && PyList_CheckExact(pieces) && is(limits, limits_type) && transport
+            && at(link, outbox_hard) == at(limits, limits_hard)) {
+            PyObject *closing = PyObject_CallMethodNoArgs(transport, is_closing);
+            if (closing == NULL)
+                return NULL;
+            if (closing == Py_False)
+                taken = write_pieces((int)fd, pieces, size);
+            Py_DECREF(closing);
+            if (taken == size) {
+                put(link, outbox_flushed, at(link, outbox_enqueued));
+                put(link, outbox_dirty, Py_False);
+                if (PyList_SetSlice(pieces, 0, PyList_GET_SIZE(pieces), NULL) < 0)
+                    return NULL;
+                return PyLong_FromSsize_t(size);
+            }
+        }
+    }
+    PyObject *arguments[2] = {link, taken > 0 ? PyLong_FromSsize_t(taken) : NULL}, *done;
+    if (taken > 0 && arguments[1] == NULL)
+        return NULL;
+    done = PyObject_VectorcallMethod(flush_name, arguments, taken > 0 ? 2 : 1, NULL);
+    Py_XDECREF(arguments[1]);
+    if (done == NULL)
+        return NULL;
+    Py_DECREF(done);
+    return PyLong_FromLong(0);
+}
 
 /* ------------------------------------------------------------------ module */
 
@@ -1207,7 +1344,8 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *type)
     static const Slot slots[] = {
         {&given, "_state", &outbox_state}, {&given, "enqueued", &outbox_enqueued}, {&given, "flushed", &outbox_flushed},
         {&given, "_hard_bytes", &outbox_hard}, {&given, "_congested", &outbox_congested},
-        {&given, "_pieces", &outbox_pieces}, {&given, "dirty", &outbox_dirty},
+        {&given, "_pieces", &outbox_pieces}, {&given, "dirty", &outbox_dirty}, {&given, "_counted", &outbox_counted},
+        {&given, "_limits", &outbox_limits},
     };
     if (!PyType_Check(type)) {
         PyErr_SetString(PyExc_TypeError, "know_outbox takes a type");
@@ -1220,7 +1358,32 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *type)
     Py_RETURN_NONE;
 }
 
+static PyObject *know_socket(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    static PyTypeObject *given, *limits;
+    static const Slot slots[] = {
+        {&given, "blocked", &socket_blocked}, {&given, "_fd", &socket_fd}, {&given, "_transport", &socket_transport},
+        {&given, "turn_bytes", &socket_turn}, {&limits, "outbox_hard_bytes", &limits_hard},
+    };
+    if (count != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1]) || outbox_type == NULL
+        || !PyType_IsSubtype((PyTypeObject *)args[0], outbox_type)) {
+        PyErr_SetString(PyExc_TypeError, "know_socket(SocketLink, LinkLimits), after know_outbox");
+        return NULL;
+    }
+    given = (PyTypeObject *)args[0];
+    limits = (PyTypeObject *)args[1];
+    if (find_slots(slots, sizeof(slots) / sizeof(*slots)) < 0)
+        return NULL;
+    Py_XSETREF(socket_type, (PyTypeObject *)Py_NewRef(args[0]));
+    Py_XSETREF(limits_type, (PyTypeObject *)Py_NewRef(args[1]));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"know_socket", (PyCFunction)(void (*)(void))know_socket, METH_FASTCALL,
+     "know_socket(SocketLink, LinkLimits)\n--\n\nThe types of the links that `flush` writes; once, before the first."},
+    {"flush", (PyCFunction)flush, METH_O,
+     "flush(link)\n--\n\nFlush a link; the bytes written, 0 where the link's own method has done it, and counted."},
     {"know", (PyCFunction)(void (*)(void))know, METH_FASTCALL,
      "know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)\n--\n\nThe types of the core; "
      "once, before all else."},

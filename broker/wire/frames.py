@@ -162,6 +162,11 @@ class FrameParser:
         return events
 
     @property
+    def is_collecting(self) -> bool:
+        """Whether it is within a frame that is collected by the rules."""
+        return self._need > 0
+
+    @property
     def rest(self) -> bytes:
         """What came and is not read yet: the beginning of a frame, or what is behind `events_max`."""
         return self._rest

@@ -103,7 +103,7 @@ def encode_request(method: str, body: Body, call_id: int) -> list[bytes | memory
     """The text of a request, in pieces. Raises Unfit."""
     class_name, _, attribute = method.partition(".")
     if not class_name or not attribute:
-        raise Unfit(f"{method}: a method of an rt-cloud daemon is Class.attribute")
+        raise Unfit(f"{method}: a method of an rt-cloud daemon is Class.attribute, such as DataInterface.getFile")
     args, kwargs = _arguments(body)
     encoded: list[tuple[int, bytes]] = []
     for at, raw in enumerate(args):

@@ -13,7 +13,6 @@ from broker.auth.token_file import TokenError
 from broker.auth.users_file import UserError
 from broker.config.errors import ConfigError
 from broker.config.load import load
-from broker.config.model import Config
 from examples.realtime.program import HOST, PREFIX, Program
 from examples.realtime.runs import ask_daemon, ask_scanner
 
@@ -34,7 +33,7 @@ def main() -> int:
                            "{number} in it being the image's")  # fmt: skip
     given = arguments.parse_args()
     try:
-        config = load(given.config) if given.config else Config()
+        config = load(given.config, overrides={"server.port": given.port})
         program = Program(ask_daemon(given.daemon_file) if given.daemon_file else ask_scanner, config)
     except (ConfigError, TokenError, UserError) as error:
         arguments.error(str(error))

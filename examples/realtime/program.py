@@ -17,10 +17,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, StaticFileHandler, decode_signed_value
 
-from broker import Broker, Grant, Principal, Role
-from broker.auth.tokens import TokenStore, default_tokens_path
-from broker.auth.users import UserStore, default_users_path
-from broker.config.model import Config, Endpoint
+from broker import Broker, Config, Grant, Principal, Role, TokenStore, UserStore
+from broker.auth.tokens import default_tokens_path
+from broker.auth.users import default_users_path
+from broker.config.model import Endpoint
 from examples.realtime.runs import NAME, Asks, Laboratory, ask_scanner
 
 log = logging.getLogger("realtime")

@@ -101,7 +101,9 @@ class Run:
                 return "stopped"
             asked = time.monotonic()
             try:
-                found = centre(self._ask(number))
+                image = self._ask(number)
+                at_s = time.monotonic() - begun  # later than planned, if it waited for a scanner
+                found = centre(image)
             except CancelledError:
                 return "stopped"
             except (BrokerError, ValueError) as error:
@@ -112,7 +114,8 @@ class Run:
                 x_mm, y_mm = ((now - then) * PIXEL_MM for now, then in zip(found, zero, strict=True))
                 took_ms = round(1000 * (time.monotonic() - asked))
                 self._is_waiting, self._missed = False, 0
-                self._tell("point", image=number, x_mm=round(x_mm, 3), y_mm=round(y_mm, 3), took_ms=took_ms)
+                place = {"x_mm": round(x_mm, 3), "y_mm": round(y_mm, 3)}
+                self._tell("point", image=number, at_s=round(at_s, 3), took_ms=took_ms, **place)
             number = max(number + 1, math.ceil((time.monotonic() - begun) / self.repetition_s))
         return "all images are taken"
 
@@ -156,6 +159,10 @@ class Laboratory:
 
     def start(self, repetition_s: float = 1.0, images: int = 300) -> dict[str, Any]:
         """Start a run of so many images, one every `repetition_s` seconds."""
+        if isinstance(repetition_s, bool) or not isinstance(repetition_s, (int, float)):
+            raise Fault(f"repetition_s is {repetition_s!r:.40}; give a number of seconds")
+        if isinstance(images, bool) or not isinstance(images, int):
+            raise Fault(f"images is {images!r:.40}; give a whole number")
         if not REPETITION_MIN_S <= repetition_s <= REPETITION_MAX_S:
             raise Fault(f"repetition_s is {repetition_s}; it goes from {REPETITION_MIN_S} to {REPETITION_MAX_S}")
         if not 1 <= images <= IMAGES_MAX:

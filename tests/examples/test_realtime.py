@@ -16,6 +16,7 @@ import pytest
 
 from broker import AsyncClient, Broker, errors
 from broker.config.model import Config, Endpoint
+from broker.worker import current
 from examples.realtime import measure, runs, scanner
 from tests.daemon.process import REPOSITORY, environment
 from tests.examples.program import Program, is_alive
@@ -136,6 +137,25 @@ def test_a_run_without_a_scanner_says_so_and_goes_on_when_one_comes() -> None:
     asyncio.run(main())
 
 
+def test_an_image_that_waited_is_told_with_the_time_at_which_it_came() -> None:
+    exposure_s = 0.3
+
+    def expose(number: int) -> bytes:
+        current().wait_cancelled(exposure_s)
+        return scanner.phantom(number, 0, 0)
+
+    async def main() -> None:
+        async with Lab() as lab:
+            await lab.call("start", repetition_s=0.1, images=10_000)
+            await lab.until("missed")
+            lab.broker.serve("scanner", [expose])
+            for _ in range(2):
+                point = await lab.until("point")
+                assert point["at_s"] >= point["image"] * 0.1 + exposure_s - 0.001
+
+    asyncio.run(main())
+
+
 def test_a_run_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "PATIENCE_S", 0.3)
 
@@ -196,14 +216,19 @@ def test_a_scanner_that_hangs_is_noticed_and_stop_waits_for_nobody(monkeypatch: 
     asyncio.run(main())
 
 
-def test_one_run_at_a_time_and_within_bounds() -> None:
+def test_one_run_at_a_time_and_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with Lab() as lab:
             for wrong in ({"repetition_s": 0}, {"repetition_s": 61}, {"images": 0}, {"images": 10_001}):
                 with pytest.raises(errors.RemoteError, match="it goes from"):
                     await lab.call("start", **wrong)
-            with pytest.raises(errors.RemoteError):
-                await lab.call("start", repetition_s="fast")
+            for mistyped in ({"repetition_s": "fast"}, {"repetition_s": True}, {"repetition_s": None}):
+                with pytest.raises(errors.RemoteError, match=r"repetition_s is .*; give a number of seconds"):
+                    await lab.call("start", **mistyped)
+            for mistyped in ({"images": "x"}, {"images": 2.5}, {"images": True}):
+                with pytest.raises(errors.RemoteError, match=r"images is .*; give a whole number"):
+                    await lab.call("start", **mistyped)
+            assert not any(record.exc_info for record in caplog.records)  # no traceback: it is no defect here
             await lab.call("stop")  # there is none
             await lab.call("start")
             with pytest.raises(errors.RemoteError, match="run 1 is under way"):
@@ -250,6 +275,8 @@ def test_images_may_come_from_a_daemon_of_rtcloud(tmp_path: Path) -> None:
     [
         (("--daemon-file", "/x"), "needs a --config with rtcloud.enabled"),
         (("--config", "/nowhere/at/all.toml"), "/nowhere/at/all.toml"),
+        (("--port", "99999"), "server.port = 99_999: expected a whole number from 0 to 65_535"),
+        (("--port", "-1"), "server.port = -1: expected"),
     ],
 )
 def test_wrong_flags_are_said(tmp_path: Path, flags: tuple[str, ...], why: str) -> None:

@@ -16,6 +16,7 @@ from broker.core.messages import DEFAULT_OPTIONS
 from broker.links.compiled import core
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
+from broker.wire import native
 from broker.wire.frames import CLOSE, PING, PONG, TEXT
 from tests.links.harness import ENDS, LOOPS, Recorder, frame, raw_client, run, serving, until
 from tests.wire.test_jsonrpc_fuzz import NoSession
@@ -235,3 +236,50 @@ def test_what_the_kernel_does_not_take_comes_in_its_place(loop: str) -> None:
             await until(lambda: link.outbox_bytes == 0, "all is counted as written")
 
     run(main, loop)
+
+
+@compiled
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_is_flushed_in_c_leaves_the_link_as_its_own_flush_does(loop: str) -> None:
+    async def main() -> None:
+        async with serving("socket") as server, raw_client(server, limit=1 << 20) as client:
+            link = (await server.peer()).link
+            await until(lambda: link.outbox_bytes == 0, "the handshake is written")
+            counters = server.links.counters
+            for payloads in (
+                [b"one"],
+                [b"a", b"b" * 300, b"c"],
+                [b"d" * 9_000] * 3,
+                [b"e" * 60_000, b"f"],
+                [b"g"] * 3_000,
+            ):
+                writes, before = counters.writes, counters.bytes_out
+                for payload in payloads:
+                    link.send(payload)
+                waiting = link.outbox_bytes
+                await asyncio.sleep(0)
+                assert link.outbox_bytes == 0
+                assert not link.dirty and not link.blocked
+                assert (counters.writes - writes, counters.bytes_out - before) == (1, waiting)
+                for payload in payloads:
+                    assert await client.frame() == (TEXT, payload)
+            link.send(b"last")
+            link.close(1000)  # while it closes its own flush goes on
+            assert await client.frame() == (TEXT, b"last")
+            assert await client.frame() == (CLOSE, (1000).to_bytes(2, "big"))
+
+    run(main, loop)
+
+
+@compiled
+def test_what_is_no_link_is_flushed_by_its_own_method() -> None:
+    class Other:
+        flushed = 0
+
+        def flush(self) -> None:
+            Other.flushed += 1
+
+    assert native.flush(Other()) == 0
+    assert Other.flushed == 1
+    with pytest.raises(AttributeError):
+        native.flush(object())

@@ -20,6 +20,7 @@ from broker.core.messages import DEFAULT_OPTIONS, Body, Call, Credit, Notify
 from broker.core.sessions import Session
 from broker.wire.pieces import join
 from broker.wire.rtcloud import PICKLED, Bounds, CallIds, NoReply, Result, RtCloud, Unfit, clean, encode_request
+from tests.docs.blocks import ROOT, blocks_of
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "rtcloud.json").read_text())
 BOUNDS = Bounds(message_max_bytes=1 << 20, piece_max_bytes=4096)
@@ -108,6 +109,22 @@ def test_a_request_with_bytes_is_as_the_golden_sample() -> None:
     text = b"".join(encode_request("DataInterface.putFile", Body(raw, attachments), golden["callId"]))
     assert json.loads(text) == golden
     assert list(json.loads(text)) == list(golden)
+
+
+def test_the_messages_in_the_documentation_are_those_of_the_wire() -> None:
+    blocks = {block.options["file"]: json.loads(block.text) for block in blocks_of(ROOT / "docs" / "rtcloud.md")
+              if block.language == "json"}  # fmt: skip
+    call = encode_request("DataInterface.putFile", Body(b'["f.bin",{"$buffer":0},7]', (b"\x00\xffraw",)), 4)
+    assert json.loads(b"".join(call)) == blocks["call.json"]
+    for name, value in (("answer.json", b'{"fileCount": 3}'), ("failure.json", None)):
+        end = End(ids=CallIds(lambda: 4))
+        end.call()
+        event = end.take(blocks[name])
+        assert isinstance(event, Answered)
+        if value is not None:
+            assert event.body.raw == value
+        else:
+            assert event.error is not None and b"no such file: f.bin" in event.body.raw
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,8 @@ class RtCloudPeer:
             pieces = self._codec.encode(call)
         except Unfit as unfit:
             call.attempt.mark = NEVER_WRITTEN
-            self._engine.feed(error_reply(call.attempt.session, call.attempt.id, INVALID_PARAMS, str(unfit)))
+            why = f"the daemon was not asked: {unfit}"
+            self._engine.feed(error_reply(call.attempt.session, call.attempt.id, INVALID_PARAMS, why))
             return
         self._link.send_parts(pieces)
         call.attempt.mark = self._link.enqueued

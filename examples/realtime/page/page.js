@@ -40,7 +40,7 @@ const told = {
     show("status", `Run ${run.run}, started by ${run.by}.`, "running");
   },
   point(message) {
-    plot.add(message.image, message);
+    plot.add(message);
     const place = `${way(message.x_mm, "right", "left")}, ${way(message.y_mm, "down", "up")}`;
     $("numbers").textContent = `Image ${message.image + 1} of ${run.images}: ${place}; asked and measured in ${message.took_ms} ms.`;
     if ($("status").dataset.state === "waiting") show("status", `Run ${message.run} goes on.`, "running");

@@ -45,8 +45,9 @@ export class Plot {
     this.#redraw();
   }
 
-  add(image, values) {
-    this.#points.push({ image, ...values });
+  /** A point has its `image`'s number, the seconds `at_s` at which that came, and a value for each name. */
+  add(point) {
+    this.#points.push(point);
     this.#redraw();
   }
 
@@ -62,8 +63,7 @@ export class Plot {
 
   #draw() {
     const width = Math.max(240, this.#svg.clientWidth);
-    const last = this.#points.at(-1)?.image ?? 0;
-    const endS = Math.max(FIRST_IMAGES, last) * this.#repetitionS;
+    const endS = Math.max(FIRST_IMAGES * this.#repetitionS, this.#points.at(-1)?.at_s ?? 0);
     const values = this.#points.flatMap((point) => this.#names.map(([name]) => Math.abs(point[name])));
     const most = values.reduce((a, b) => Math.max(a, b), LEAST_MM) * 1.08;
     const across = (s) => EDGE.left + (s / endS) * (width - EDGE.left - EDGE.right);
@@ -93,7 +93,7 @@ export class Plot {
     return this.#points.map((point) => {
       const begins = point.image > before + 2;
       before = point.image;
-      const place = `${across(point.image * this.#repetitionS).toFixed(1)} ${up(point[name]).toFixed(1)}`;
+      const place = `${across(point.at_s).toFixed(1)} ${up(point[name]).toFixed(1)}`;
       return begins ? `M${place}h0` : `L${place}`;
     }).join("");
   }

@@ -405,6 +405,7 @@ def test_a_call_that_cannot_be_said_ends_at_once() -> None:
             caller = await world.caller("data", "binary=1&listen=0")
             reply = await caller.call("nodot", [])
             assert reply["error"]["code"] == -32602 and "Class.attribute" in reply["error"]["message"]
+            assert reply["error"]["message"].startswith("the daemon was not asked: ")
             reply = await caller.call("D.m", [], meta={"stream": "out"})
             assert "no parts" in reply["error"]["message"]
             assert daemon.seen == [] and world.books_balance()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import threading
 import zlib
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -426,10 +428,18 @@ def test_a_request_that_may_be_repeated_goes_to_another_daemon() -> None:
     run(main)
 
 
+def bound_messages(world: World) -> None:
+    """At 1 MiB, so that a daemon's outbox is full soon; less than a configuration may say: daemons send more."""
+    world.broker.links.limits = dataclasses.replace(world.broker.links.limits, message_max_bytes=1 << 20)
+
+
 def test_calls_wait_for_a_daemon_that_does_not_read() -> None:
     async def main() -> None:
-        settings = rt_config(limits={"message_max_bytes": 1 << 20, "outbox_soft_bytes": 65_536, "stall_s": 60})
-        async with rt_serving(settings) as world, hand(world) as daemon:
+        settings = rt_config(limits={"outbox_soft_bytes": 65_536, "stall_s": 60})
+        async with AsyncExitStack() as stack:
+            world = await stack.enter_async_context(rt_serving(settings))
+            bound_messages(world)
+            daemon = await stack.enter_async_context(hand(world))
             await here(world)
             caller = await world.caller("data")
             daemon.socket.transport.pause_reading()
@@ -455,10 +465,9 @@ def test_what_waited_for_a_daemon_does_not_drown_it() -> None:
     """All of it falls to the first that comes, within one turn: it is written as far as there is room."""
 
     async def main() -> None:
-        settings = rt_config(
-            limits={"message_max_bytes": 1 << 20, "outbox_soft_bytes": 65_536, "outbox_hard_bytes": 65_536}
-        )
+        settings = rt_config(limits={"outbox_soft_bytes": 65_536, "outbox_hard_bytes": 65_536})
         async with rt_serving(settings) as world:
+            bound_messages(world)
             caller = await world.caller("data")
             big = "x" * 200_000
             ids = [await caller.ask("C.put", [n, big], meta={"wait": True}) for n in range(80)]

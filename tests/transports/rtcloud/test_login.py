@@ -287,7 +287,7 @@ def test_a_sign_in_ends_on_the_server() -> None:
     run(main)
 
 
-def test_the_test_user_is_for_this_machine_alone() -> None:
+def test_the_test_user_is_for_this_machine_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with rt_serving(rt_config(rtcloud={"test_user": False})) as world:
             with pytest.raises(LoginFailed):
@@ -299,6 +299,9 @@ def test_the_test_user_is_for_this_machine_alone() -> None:
             settings = rt_config(server={"trusted_proxies": ["127.0.0.1"]})
             async with serving(settings) as world:
                 assert (await form(world, headers={"X-Forwarded-For": remote})).status == 401
+        said = [record.getMessage() for record in caplog.records if record.name == "broker.auth"]
+        assert said[-1] == "the login test is for this machine alone; it was refused to 203.0.113.5"
+        assert len(said) == 5  # and not a word where there is no such login
 
     run(main)
 
