@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from typing import Any, Self
 
+import msgspec
 import zmq
 
 from broker.client.async_client import AsyncClient, Subscription
@@ -205,32 +206,36 @@ class KernelRelay:
     async def _answer(self, received: Received, stream: Stream) -> None:
         """Pass back what the kernel says about a request, then its reply."""
         msg_id = received.header.msg_id
+        has_replied = False
         try:
             async with stream:
                 async for item in stream:
-                    self._pass_back(received, item)
-            if stream.result is not None:
+                    has_replied |= self._pass_back(received, item)
+            if stream.result is not None and not has_replied:  # it was too large for an item
                 self._reply(received, _message(received.message.channel, stream.result))
         except BrokerError as error:
-            self._fail(received, error)
+            self._fail(received, error, has_replied=has_replied)
         finally:
             self._asking.pop(msg_id, None)
 
-    def _pass_back(self, received: Received, item: dict[str, Any]) -> None:
+    def _pass_back(self, received: Received, item: dict[str, Any]) -> bool:
+        """Pass on one message about a request, and say whether it was its reply."""
         message = _message(item["channel"], item)
-        if message.channel == "stdin":
-            self._channels["stdin"].send(message, received.identities)
-            return
+        if message.channel != "iopub":
+            self._reply(received, message)
+            return message.channel != "stdin"
         self._note(received.header.msg_id, item.get("n", 0))
         self._publish(message)
+        return False
 
     def _reply(self, received: Received, message: KernelMessage) -> None:
+        """Send what the kernel says to one client alone: its reply, a question for input."""
         try:
-            self._channels[received.message.channel].send(message, received.identities)
+            self._channels[message.channel].send(message, received.identities)
         except zmq.ZMQError as error:
             log.info("a reply has nobody to go to any more: %s", error)
 
-    def _fail(self, received: Received, error: BrokerError) -> None:
+    def _fail(self, received: Received, error: BrokerError, *, has_replied: bool = False) -> None:
         """A request that ended in no reply of the kernel's ends for its client too, as if the kernel had said so."""
         log.warning("%s", error)
         kind = received.header.msg_type
@@ -238,10 +243,12 @@ class KernelRelay:
             return
         name = error.type if isinstance(error, RemoteError) else type(error).__name__
         content = {"status": "error", "ename": name, "evalue": error.detail, "traceback": [str(error)]}
-        if kind == "execute_request":
+        if kind == "execute_request" and not has_replied:
             shown = {key: value for key, value in content.items() if key != "status"}
             self._publish(self._own("error", shown, received))
-        self._reply(received, self._own(kind.removesuffix("_request") + "_reply", content, received))
+        if not has_replied:
+            reply = self._own(kind.removesuffix("_request") + "_reply", content, received)
+            self._reply(received, msgspec.structs.replace(reply, channel=received.message.channel))
         self._publish(self._own("status", {"execution_state": "idle"}, received))
 
     # ------------------------------------------------------------ what the kernel says to everybody

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import stat
 import subprocess
 import sys
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ import pytest
 
 from broker.auth.connection_files import write_connection_file
 from broker.client.kernel_relay import KernelRelay, NoKernel
+from broker.worker.kernel import asking
+from broker.worker.kernel.kernel import Kernel
 from broker.worker.worker import Worker
 from tests.peer.harness import SECRET, broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, kernel_running, outputs
@@ -25,9 +31,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    yield
+    with warnings.catch_warnings():  # a BlockingKernelClient makes an event loop and never closes it
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 REVERSE = """
@@ -118,6 +128,42 @@ def test_two_front_ends_see_one_kernel_and_its_death_is_told(tmp_path: Path) -> 
             items, _result = await outputs(client, "import os; os.getpid()")
             write_connection_file(tmp_path / "k.json", relay.info)
             await asyncio.to_thread(use, tmp_path / "k.json", int(items[-1]["data"]["text/plain"]))
+
+    run(main)
+
+
+SILENT = """
+def held(status, channel, parent=None, publish=get_ipython().kernel._publish_status):
+    if status != "idle" or channel != "shell":
+        publish(status, channel, parent)
+get_ipython().kernel._publish_status = held
+"""
+
+
+def test_a_reply_does_not_wait_for_the_kernels_last_word_and_comes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the last word, that it is idle, never comes at all."""
+    monkeypatch.setattr(asking, "TRAILS_S", 3.0)
+
+    def use(path: Path, kernel: Kernel) -> None:
+        client = blocking(path)
+        client.execute(SILENT)
+        msg_id = client.execute("1 + 1")
+        while (reply := client.get_shell_msg(timeout=20))["parent_header"]["msg_id"] != msg_id:
+            pass
+        assert reply["content"]["status"] == "ok"
+        assert kernel.waiting, "the request itself waits"
+        while kernel.waiting:
+            time.sleep(0.05)
+        asked = client.kernel_info()
+        assert client.get_shell_msg(timeout=20)["parent_header"]["msg_id"] == asked, "it does not come again"
+        client.stop_channels()
+
+    async def main() -> None:
+        async with kernel_running() as (worker, client), KernelRelay(client, ENDPOINT) as relay:
+            write_connection_file(tmp_path / "k.json", relay.info)
+            await asyncio.to_thread(use, tmp_path / "k.json", worker.kernel)
 
     run(main)
 

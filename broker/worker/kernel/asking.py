@@ -20,8 +20,8 @@ different sockets, and one of them may have been lost or never be sent"""
 class Asking:
     """A request that has been sent to a kernel. It has ended once `replied` has, and `outputs` with it.
 
-    `is_followed`: its caller gets the kernel's messages about it, so that it ends with the last of them. Those it
-    gets without: requests for input, if `takes_input`.
+    `is_followed`: its caller gets the kernel's messages about it, of the kinds in `shows` or all, so that it ends with
+    the last of them. Requests for input it gets in any case.
     """
 
     __slots__ = (
@@ -46,8 +46,13 @@ class Asking:
         self._timer: asyncio.TimerHandle | None = None
 
     def reply(self, received: Received) -> None:
-        """The kernel's reply."""
+        """The kernel's reply. Who follows a message gets it as an item too, as soon as it is there.
+
+        Often it is there before the last word on IOPub, which the request ends with, and it is what most wait for.
+        """
         self._reply = received
+        if self.is_followed and not self.is_cancelled and self.shows is None:
+            self.outputs.put(received)
         if self._idle or not self.is_followed:
             self._end()
         else:
