@@ -24,10 +24,12 @@ def curve() -> None:
 def keys(broker_file: Path, own_file: Path, ip: str | None) -> None:
     """Make a pair of keys, and of the broker's connection file one of one's own, OWN_FILE, with them.
 
-    The public key is printed; whoever runs the broker has to allow it. The secret one stands in OWN_FILE (0600) only.
+    The public key is printed, in hexadecimal; whoever runs the broker has to allow it. The secret one stands in
+    OWN_FILE (0600) only.
     """
     import msgspec
     import zmq
+    import zmq.utils.z85
 
     from broker.auth.connection_files import read_connection_file, write_connection_file
     from broker.wire.connection_file import ConnectionFileError
@@ -46,10 +48,10 @@ def keys(broker_file: Path, own_file: Path, ip: str | None) -> None:
     except (ConnectionFileError, OSError) as error:
         raise Failure(Exit.USAGE, str(error)) from None
     click.echo(f"wrote {own_file}; on the broker's machine: broker curve allow NAME KEY, with this key", err=True)
-    click.echo(public.decode())
+    click.echo(zmq.utils.z85.decode(public).hex())  # Z85 has characters that shells and options take for theirs
 
 
-@curve.command()
+@curve.command(context_settings={"ignore_unknown_options": True})  # a key in Z85 may begin with a hyphen
 @click.argument("name")
 @click.argument("public_key")
 @click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=click.Choice(ROLE_NAMES))
@@ -66,15 +68,13 @@ def allow(
     tokens_file: Path | None,
     config_file: str | None,
 ) -> None:
-    """Let in whoever holds the secret half of PUBLIC_KEY, as NAME.
+    """Let in whoever holds the secret half of PUBLIC_KEY (64 hexadecimal digits, or Z85), as NAME.
 
     --role and --endpoint may be given several times; in a PATTERN, * stands for any run of characters.
     """
     store = opened(tokens_file, config_file)
     try:
-        if not public_key:
-            raise TokenError("a CURVE public key has 40 characters (Z85)")
-        record, _ = store.create(name, roles, endpoints, expires, curve_key=public_key.encode("utf-8", "replace"))
+        record, _ = store.create(name, roles, endpoints, expires, curve_key=_in_z85(public_key))
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
     until = "never expires" if record.expires is None else f"expires {moment(record.expires)}"
@@ -109,3 +109,17 @@ def revoke(id_or_name: str, tokens_file: Path | None, config_file: str | None) -
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
     click.echo(f"key {record.id} of {record.name} revoked {moment(record.revoked or 0.0)}", err=True)
+
+
+def _in_z85(public_key: str) -> bytes:
+    """Raises TokenError for what is no key."""
+    import zmq.utils.z85
+
+    if len(public_key) == 64:
+        try:
+            return zmq.utils.z85.encode(bytes.fromhex(public_key))
+        except ValueError:
+            pass
+    if len(public_key) != 40 or not public_key.isascii():
+        raise TokenError("a CURVE public key has 64 hexadecimal digits, or 40 characters (Z85)")
+    return public_key.encode()

@@ -11,7 +11,7 @@ import pytest
 
 from broker.auth.connection_files import read_connection_file, write_connection_file
 from broker.auth.targets import place_of
-from broker.auth.tokens import TokenStore
+from broker.auth.tokens import TokenStore, curve_digest
 from broker.cli.main import main
 from broker.client.async_client import AsyncClient
 from broker.peer import errors
@@ -63,6 +63,15 @@ def test_from_the_brokers_file_to_a_call_and_to_the_end(
     assert secret not in repr(place_of(str(own)))
 
 
+def test_a_key_in_z85_is_taken_whatever_it_begins_with(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "state" / "broker" / "tokens.json")
+    key = "-A#:#Y-yH90jf<e)dB*!YVJ8^Rc=tWxve?UGGiKe"
+    assert main(["curve", "allow", "anna", key]) == 0
+    principal = store.lookup(curve_digest(key.encode()))
+    assert principal is not None
+    assert principal.name == "anna"
+
+
 def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = tmp_path / "plain.json"
     write_connection_file(
@@ -73,6 +82,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["keys", str(tmp_path / "none.json"), str(tmp_path / "own.json")], "there is no file"),
         (["allow", "anna", "too-short"], "40 characters"),
         (["allow", "anna", ""], "40 characters"),
+        (["allow", "anna", "x" * 64], "64 hexadecimal digits"),
         (["revoke", "nobody"], "nobody"),
     ):
         assert main(["curve", *arguments]) == 2
