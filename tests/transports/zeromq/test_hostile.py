@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from tornado.httpclient import AsyncHTTPClient
 
 from broker.auth.connection_files import write_connection_file
 from broker.auth.tokens import TokenStore
@@ -24,7 +25,7 @@ from broker.config.errors import ConfigError
 from broker.peer import errors
 from broker.wire.connection_file import ConnectionInfo
 from broker.worker.worker import Worker
-from tests.transports.websocket.harness import CALLER
+from tests.transports.websocket.harness import ADMIN, CALLER
 from tests.transports.zeromq.harness import Home, Raw, run, running, until
 
 DELIMITER = b"<IDS|MSG>"
@@ -506,5 +507,22 @@ def test_a_token_in_the_first_message_goes_before_the_key() -> None:
         async with running() as home, Raw(home.info) as raw:
             asked = {"endpoint": "data", "role": "worker"}
             assert (await raw.ask("attach_request", asked, metadata={"token": CALLER}))["code"] == 403
+
+    run(main)
+
+
+def test_the_figures_tell_what_was_refused() -> None:
+    async def main() -> None:
+        async with running() as home, Raw(home.info) as raw:
+            await raw.send_frames(*forge(raw, "wrong"))
+            await until(lambda: home.refused() == {"invalid_signature": 1}, "it is counted")
+            await is_well(home)
+            got = await AsyncHTTPClient().fetch(
+                f"{home.broker.url}/metrics", headers={"Authorization": f"Bearer {ADMIN}"}
+            )
+            said = got.body.decode()
+            assert 'broker_zeromq_refused_total{cause="invalid_signature"} 1.0' in said
+            assert 'broker_zeromq_handshakes_total{result="null"} 2.0' in said
+            assert "broker_zeromq_connections" in said
 
     run(main)
