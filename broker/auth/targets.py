@@ -63,7 +63,7 @@ def place_of(url: str) -> str | Place:
         raise ConnectionError(str(error)) from None
     if info.curve_publickey and not info.curve_serverkey:
         raise ConnectionError(
-            f"{url} is the broker's own; `broker curve create NAME` writes one for a client with CURVE"
+            f"{url} is the broker's own, without a pair of keys; `broker curve keys` makes a client's file of it"
         )
     return Place(
         info.url("shell"),

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "context": ("broker.cli.context:context", "Keep several brokers by name and choose one."),
     "completion": ("broker.cli.completion:completion", "Print a completion script for bash, zsh or fish."),
     "token": ("broker.cli.token:token", "Create, list and revoke tokens."),
+    "curve": ("broker.cli.curve:curve", "Make, allow, list and revoke the CURVE keys of ZeroMQ peers."),
     "user": ("broker.cli.user:user", "Add, list and remove users, who sign in with a password."),
     "config": ("broker.cli.config:config", "Write, check and show the configuration."),
 }

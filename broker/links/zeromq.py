@@ -1,7 +1,7 @@
 """One peer over ZeroMQ, at either end: what a WebSocket is elsewhere. A carrier has the socket and writes for it.
 
-What `Link` promises holds here too: bounded outbox, `congested`, `closed` exactly once, no callback of the receiver from
-inside `send`, `close` or `abort`, nothing raised because the other end is gone. Heartbeats are ZeroMQ's own.
+What `Link` promises holds here too: bounded outbox, `congested`, `closed` exactly once, no callback of the receiver
+from inside `send`, `close` or `abort`, nothing raised because the other end is gone. Heartbeats are ZeroMQ's own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Seal:
         return [DELIMITER, sign(self._mac, frames[:4]), *frames]
 
     def check(self, signature: bytes, frames: list[Frame]) -> None:
-        """See that this signature is the four frames', and new. Raises SignatureError; what is refused leaves no trace."""
+        """See that this signature is the four frames', and new. Raises SignatureError; a refusal leaves no trace."""
         if self._mac is not None:
             verify(self._mac, signature, frames)
             self.history.check(signature)
@@ -144,7 +144,7 @@ class ZmqLink(LinkEnd):
         return True
 
     def pause_reading(self) -> None:
-        """Take no more until `resume_reading`. What comes waits, up to a bound: a ROUTER cannot stop reading one peer."""
+        """Take no more until `resume_reading`. What comes waits, up to a bound: a ROUTER cannot pause one peer."""
         self.paused = True
 
     def resume_reading(self) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
     from broker.wire.multipart import Frame
 
+UNKNOWN_KEY = b'{"error":"unknown key: whoever runs it has to allow this CURVE key, with broker curve allow"}'
 RETRY_S = 0.02
 LINGER_MS = 100
 WATCHED = (
@@ -130,9 +131,8 @@ class _Dealer:
             if not self.attached.done():
                 self._fail(HandshakeError(f"its messages are signed with another key: {error}", 0))
             raise
-        if b'"detach"' in body[0] or not self.attached.done():
-            if self._is_for_door(body):
-                return
+        if (b'"detach"' in body[0] or not self.attached.done()) and self._is_for_door(body):
+            return
         self.link.take(body)
 
     def _is_for_door(self, body: list[Frame]) -> bool:
@@ -167,8 +167,8 @@ class _Dealer:
                 self.shaken.set_result(None)
             return
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._fail(HandshakeError("the broker does not let this CURVE key in", 401, b'{"error":"unknown key"}'))
-        elif event != zmq.EVENT_DISCONNECTED and event != zmq.EVENT_CLOSED:
+            self._fail(HandshakeError("unknown key", 401, UNKNOWN_KEY))
+        elif event not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
             self._fail(HandshakeError("no ZeroMQ handshake with it; is it another port, or CURVE on one side only?", 0))
         else:
             self._fail(ConnectionRefusedError(111, "Connection refused or lost"))

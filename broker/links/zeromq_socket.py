@@ -152,7 +152,8 @@ class Monitor:
         self._socket: zmq.Socket[bytes] | None = watched.get_monitor_socket(events)
         self._descriptor = int(self._socket.fd)
         loop.add_reader(self._descriptor, ready or self.catch_up)
-        loop.call_soon(ready or self.catch_up)  # a descriptor tells nothing new before the socket was read to its end
+        # Whoever has never found it empty is not woken when something comes.
+        loop.call_soon(ready or self.catch_up)
 
     def catch_up(self) -> None:
         """Tell now what has happened until now, in order."""

@@ -322,8 +322,9 @@ class Broker(Embedding):
         listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
         sources = Sources(
-            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends
-        )
+            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends,
+            lambda: self.zeromq,
+        )  # fmt: skip
         return [
             *([URLSpec(prefix, ToPageHandler, gate)] if prefix else []),
             URLSpec(rf"{prefix}/", PageHandler, gate),

@@ -28,7 +28,7 @@ CHECKED_MAX = 65_536
 
 
 class MultipartError(ValueError):
-    """A message that is none of this dialect. `cause` is a short name for counters; `msg_id` (JSON text) and `kind` if known."""
+    """A message that is none of this dialect. `cause` is short, for counters; `msg_id` and `kind` if known."""
 
     def __init__(self, cause: str, detail: str, msg_id: bytes = b"", kind: str = "") -> None:
         super().__init__(detail)

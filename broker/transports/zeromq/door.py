@@ -1,4 +1,4 @@
-"""The ZeroMQ door: five sockets, as in a connection file, one key for their messages, one handler of who may connect."""
+"""The ZeroMQ door: five sockets, as in a connection file, one key for their messages, one rule who may connect."""
 
 from __future__ import annotations
 

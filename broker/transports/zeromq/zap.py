@@ -18,8 +18,8 @@ ADDRESS = "inproc://zeromq.zap.01"
 
 
 class Zap:
-    """Answers for all sockets of one context. `known(key)` says whether a CURVE public key (Z85) may come in, `has_room`
-    whether the socket of that name takes one more.
+    """Answers for all sockets of one context. `known(key)` says whether a CURVE public key (Z85) may come in,
+    `has_room` whether the socket of that name takes one more.
 
     With CURVE the key becomes the `User-Id` of every message of its connection.
     """

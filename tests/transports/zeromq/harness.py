@@ -94,7 +94,7 @@ class Raw:
         self.context.destroy(linger=0)
 
     async def send(
-        self, kind: str, content: object = None, *, parent: str = "", buffers: tuple[bytes, ...] = (),
+        self, kind: str, content: dict[str, Any] | None = None, *, parent: str = "", buffers: tuple[bytes, ...] = (),
         metadata: dict[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """Send one message; its id."""
@@ -128,14 +128,14 @@ class Raw:
         return message
 
     async def ask(
-        self, kind: str, content: object = None, *, buffers: tuple[bytes, ...] = (), metadata: dict[str, Any] | None = None
+        self, kind: str, content: dict[str, Any] | None = None, *, buffers: tuple[bytes, ...] = (),
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """The content of the answer."""
         msg_id = await self.send(kind, content, buffers=buffers, metadata=metadata)
-        answer = await self.find(kind.replace("_request", "_reply"), msg_id)
-        content = answer["content"]
-        assert isinstance(content, dict)
-        return content
+        told = (await self.find(kind.replace("_request", "_reply"), msg_id))["content"]
+        assert isinstance(told, dict)
+        return told
 
     async def silence(self, seconds: float = 0.2) -> None:
         """Nothing comes."""
