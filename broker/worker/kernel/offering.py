@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import uuid
 from typing import Any
 
 from broker.core.access import is_name
@@ -58,7 +58,7 @@ class KernelsWorker(Worker):
 
         `name` is a kernelspec's; the endpoint is this one's name, a dot, and `id`, by default drawn at random.
         """
-        number = id or secrets.token_hex(8)
+        number = id or str(uuid.uuid4())  # jupyter_server has no path for ids of another form
         endpoint = f"{self.endpoint}.{number}"
         if not is_name(endpoint):
             raise Fault(f"id {number[:80]!r} makes no name of an endpoint", code=BAD_PARAMS)
