@@ -301,7 +301,8 @@ def test_public_addresses_need_tls_or_insecure(host: str, tmp_path: Path) -> Non
         (
             "BROKER_ZZZ__ZZZ",
             "1",
-            "unknown variable BROKER_ZZZ__ZZZ; known there: server, auth, limits, endpoints, rtcloud, zeromq, kernels, log",
+            "unknown variable BROKER_ZZZ__ZZZ; "
+            "known there: server, auth, limits, endpoints, rtcloud, zeromq, kernels, log",
         ),
         (
             "BROKER__",
