@@ -396,9 +396,10 @@ class ZeroMQ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The ZeroMQ door: signed multipart messages as in Jupyter, on five sockets that a connection file names."""
 
     enabled: Annotated[bool, Meta(description="Open it.")] = False
-    transport: Annotated[Literal["tcp", "ipc"], Meta(description="`ipc`: sockets in the file system, no network.")] = (
-        "tcp"
-    )
+    transport: Annotated[
+        Literal["tcp", "ipc"],
+        Meta(description="With `ipc` the sockets are in the file system, and there is no network."),
+    ] = "tcp"
     host: Annotated[
         str,
         Meta(
