@@ -268,12 +268,11 @@ class KernelRelay:
 
     def _hear(self, data: Any) -> None:
         header, parent = data["header"], data.get("parent_header", {}).get("msg_id", "")
-        message = _message("iopub", data)
         if header["msg_type"] == "status":
             self._is_dead = data["content"].get("execution_state") == "dead"
         if parent in self._asking or data.get("n", 0) <= self._passed_on.get(parent, -1):
             return  # it comes, or came, with the request it is about
-        self._publish(message)
+        self._publish(_message("iopub", data))
 
     def _note(self, msg_id: str, number: int) -> None:
         """What was said about a request, up to this number, has been passed on."""
