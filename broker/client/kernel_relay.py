@@ -185,6 +185,8 @@ class KernelRelay:
                 await self._pass_on(name, received)
             except BrokerError as error:
                 self._fail(received, error)
+            except Exception:  # the others that are asked over this channel still have to be
+                log.exception("a message on %s could not be passed on", name)
 
     async def _pass_on(self, name: str, received: Received) -> None:
         message = received.message
@@ -256,17 +258,21 @@ class KernelRelay:
     async def _broadcasts_on(self) -> None:
         assert self._heard is not None
         async for told in self._heard:
-            data = told.data
             if told.missed:
                 text = f"\n[{told.missed} messages of the kernel, about what others asked, did not arrive here]\n"
                 self._publish(self._own("stream", {"name": "stderr", "text": text}, NOTHING))
-            header = data.get("header", {})
-            if header.get("msg_type") == "status":
-                self._is_dead = data["content"].get("execution_state") == "dead"
-            parent = data.get("parent_header", {}).get("msg_id", "")
-            if parent in self._asking or data.get("n", 0) <= self._passed_on.get(parent, -1):
-                continue  # it comes, or came, with the request it is about
-            self._publish(_message("iopub", data))
+            try:
+                self._hear(told.data)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                log.warning("a broadcast of %s that is no message of a kernel is dropped", self.endpoint)
+
+    def _hear(self, data: Any) -> None:
+        header, parent = data["header"], data.get("parent_header", {}).get("msg_id", "")
+        if header["msg_type"] == "status":
+            self._is_dead = data["content"].get("execution_state") == "dead"
+        if parent in self._asking or data.get("n", 0) <= self._passed_on.get(parent, -1):
+            return  # it comes, or came, with the request it is about
+        self._publish(_message("iopub", data))
 
     def _note(self, msg_id: str, number: int) -> None:
         """What was said about a request, up to this number, has been passed on."""

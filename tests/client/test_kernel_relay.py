@@ -168,6 +168,32 @@ def test_a_reply_does_not_wait_for_the_kernels_last_word_and_comes_once(
     run(main)
 
 
+def test_broadcasts_that_are_no_messages_end_no_relay(tmp_path: Path) -> None:
+    """Who may serve the endpoint may publish there, whatever it likes."""
+    junk: list[Any] = [
+        5, "x", None, {}, {"header": 1}, {"header": {"msg_type": "status"}}, {"header": {}, "parent_header": 3},
+        {"header": {"msg_type": "status"}, "content": []}, {"header": {"msg_type": "stream"}, "n": "x"},
+        {"header": {"msg_type": "stream"}, "parent_header": {"msg_id": []}},
+    ]  # fmt: skip
+
+    def use(path: Path) -> None:
+        client = blocking(path)
+        assert execute(client, "1")[1]["status"] == "ok"
+        client.stop_channels()
+
+    async def main() -> None:
+        async with kernel_running() as (_, client), KernelRelay(client, ENDPOINT) as relay:
+            for one in junk:
+                assert (await client.publish(ENDPOINT, one, topic="iopub"))["listeners"] >= 1
+            write_connection_file(tmp_path / "k.json", relay.info)
+            await asyncio.to_thread(use, tmp_path / "k.json")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await relay.wait()
+
+    run(main)
+
+
 def test_an_endpoint_that_is_no_kernel_is_refused() -> None:
     async def main() -> None:
         async with broker_running() as broker, kernel_running(broker=broker) as (_, client):

@@ -25,15 +25,20 @@ class Asking:
     """
 
     __slots__ = (
-        "_idle", "_reply", "_timer", "is_cancelled", "is_followed", "message", "msg_id", "msg_type", "outputs",
-        "replied", "shows",
+        "_idle", "_reply", "_timer", "channel", "header", "is_cancelled", "is_followed", "message", "msg_id",
+        "msg_type", "outputs", "replied", "shows", "size",
     )  # fmt: skip
 
     def __init__(
         self, message: KernelMessage, header: Header, *, is_followed: bool = False, form: Form = as_part,
         shows: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
-        self.message = message
+        self.message: KernelMessage | None = message
+        """what is to be sent; None once it is"""
+        self.header = message.header
+        self.channel = message.channel
+        self.size = sum(map(len, (message.header, message.parent_header, message.metadata, message.content)))
+        self.size += sum(map(len, message.buffers))
         self.msg_id = header.msg_id
         self.msg_type = header.msg_type
         self.is_followed = is_followed
@@ -90,6 +95,11 @@ class Asking:
             self.replied.set_exception(error)
             self.replied.exception()  # its caller may have gone
         self._end()
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the kernel has replied: what it runs now is another's."""
+        return self._reply is not None
 
     @property
     def has_ended(self) -> bool:

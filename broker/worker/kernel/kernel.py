@@ -45,6 +45,10 @@ STABLE_S = 10.0
 """a kernel that lived so long has not died in a row"""
 OWN_REMEMBERED = 256
 """the worker's own requests whose messages on IOPub are nobody's matter, the last of them"""
+ASKED_MAX = 2000
+"""requests that wait at the kernel, those that were cancelled since included; the next is refused"""
+ASKED_MAX_BYTES = 256 << 20
+"""what those hold together; one alone is always taken"""
 OWN_REPLY_S = 10.0
 """how long an answer to the worker's own requests is waited for: interrupt, shutdown"""
 
@@ -374,7 +378,14 @@ class Kernel:
         if asking.msg_id in self._asking:
             text = f"msg_id {asking.msg_id[:80]!r} is in flight already; each message has an id of its own"
             raise Fault(text, code=BAD_PARAMS)
+        size = asking.size + sum(each.size for each in self._asking.values())
+        if self._asking and (len(self._asking) >= ASKED_MAX or size > ASKED_MAX_BYTES):
+            # Those that were cancelled are among them: to the broker they have ended, in the kernel's queue they wait.
+            text = f"{len(self._asking)} requests wait at the kernel, as many or as large as may; come again later"
+            raise Fault(text, data={"type": "KernelBusy", "message": text}, retryable=True)
+        assert asking.message is not None
         _send(sockets, asking.message)
+        asking.message = None
         self._asking[asking.msg_id] = asking
 
     async def tell(self, message: KernelMessage) -> None:
@@ -403,7 +414,7 @@ class Kernel:
 
     async def cancel(self, asking: Asking) -> None:
         """Nobody waits for it any more: it is interrupted, now or as soon as the kernel begins it."""
-        if asking.has_ended or asking.message.channel != "shell":
+        if asking.has_ended or asking.has_run or asking.channel != "shell":
             self.done(asking)
             return
         asking.is_cancelled = True
@@ -483,7 +494,7 @@ class Kernel:
                 self._begun = None
         if asking is not None:
             asking.show(received, self._number)
-            if state == "busy" and asking.message.channel == "shell":
+            if state == "busy" and asking.channel == "shell":
                 self._begun = parent
                 if asking.is_cancelled:
                     task = asyncio.get_running_loop().create_task(self._interrupt_cancelled(asking))
@@ -511,7 +522,7 @@ class Kernel:
             "msg_id": f"{self._session_id}_broker_{self._number}", "msg_type": msg_type, "username": "broker",
             "session": self._session_id, "date": now(), "version": "5.4",
         }  # fmt: skip
-        parent = b"{}" if asking is None else asking.message.header
+        parent = b"{}" if asking is None else asking.header
         message = KernelMessage("iopub", pack_json(header), parent, b"{}", pack_json(content))
         told = Received(message, Header(header["msg_id"], msg_type, self._session_id), Header())
         self._heard(told, self._number)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import msgspec
 
 from broker.links.kernel_channel import Header, Received
+from broker.links.session import now
 from broker.peer.errors import BrokerError
 from broker.peer.session import Options
 from broker.peer.values import Encoded
@@ -123,8 +124,6 @@ class KernelWorker(Worker):
         buffers: list[bytes] | None = None, iopub: bool = False,
     ) -> Any:  # fmt: skip
         """The same over the kernel's control channel, where nothing waits behind a running cell."""
-        if isinstance(header, dict) and header.get("msg_type") == "shutdown_request":
-            return await self._shut_down(header, content or {})
         return await self._relay("control", header, content, parent_header, metadata, buffers, follows=iopub)
 
     async def stdin(
@@ -219,16 +218,24 @@ class KernelWorker(Worker):
         if not takes_items and isinstance(content, dict) and content.get("allow_stdin"):
             content = content | {"allow_stdin": False}  # there is no way to ask this caller
         message, read = _message(channel, header, content, parent_header, metadata, buffers)
+        if read.msg_type in _LIVES:
+            return await self._live(read.msg_type, header, content or {})
         received = await self._answer(request, Asking(message, read, is_followed=follows and takes_items))
         return None if received is None else as_message(received.message, 0)
 
-    async def _shut_down(self, header: dict[str, Any], content: dict[str, Any]) -> Any:
-        """A front end's `shutdown_request`: done here, or the kernel's end would be taken for its death."""
-        restart = bool(content.get("restart"))
-        await (self.restart() if restart else self.shutdown())
-        reply = header | {"msg_type": "shutdown_reply", "msg_id": f"{header.get('msg_id')}.reply"}
-        content = {"status": "ok", "restart": restart}
-        return {"header": reply, "parent_header": header, "metadata": {}, "content": content}
+    async def _live(self, msg_type: str, header: dict[str, Any], content: dict[str, Any]) -> Any:
+        """A front end's `shutdown_request` and `interrupt_request`, over either channel: done here.
+
+        The kernel's end would be taken for its death; and a kernel that is told on its shell interrupts only itself.
+        """
+        reply: dict[str, Any] = {"status": "ok"}
+        if msg_type == "interrupt_request":
+            await self.interrupt()
+        else:
+            reply["restart"] = bool(content.get("restart"))
+            await (self.restart() if reply["restart"] else self.shutdown())
+        told = header | {"msg_type": _LIVES[msg_type], "msg_id": f"{header['msg_id']}.reply", "date": now()}
+        return {"header": told, "parent_header": header, "metadata": {}, "content": reply}
 
     async def _plain(self, msg_type: str, content: dict[str, Any], *, follows: bool = False) -> Any:
         request = current()
@@ -255,7 +262,7 @@ class KernelWorker(Worker):
             while (item := await asking.outputs.get()) is not None:
                 await request.send(item)
             return await asking.replied
-        except asyncio.CancelledError:
+        except BaseException:  # it was cancelled, or an item could not be sent: either way nobody waits any more
             await asyncio.shield(kernel.cancel(asking))
             raise
         finally:
@@ -308,6 +315,9 @@ class KernelWorker(Worker):
         self._landed.set()
 
 
+_LIVES = {"shutdown_request": "shutdown_reply", "interrupt_request": "interrupt_reply"}
+
+
 class _Reply(msgspec.Struct):
     status: str = "ok"
     ename: str = ""
@@ -335,7 +345,7 @@ def _message(
         ("parent_header", parent_header),
         ("metadata", metadata),
     ):
-        if not isinstance(value, Mapping | None):
+        if not (isinstance(value, Mapping) or (value is None and name != "header")):
             raise Fault(f"{name} is no object", code=BAD_PARAMS)
     for name in ("msg_id", "msg_type"):
         text = header.get(name)
