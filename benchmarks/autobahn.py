@@ -21,6 +21,7 @@ from typing import Any
 
 ALL_CASES = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")
 SHORT_CASES = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.1.1", "9.2.1", "9.7.1", "9.8.1", "10.*")
+LINKS = ("socket", "stream", "tls")
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 
 _DEBIAN = (
@@ -111,15 +112,22 @@ def _script(path: Path, line: str) -> Path:
 def run(
     wstest: Path, link: str, cases: tuple[str, ...], *, loop: str = "uvloop", timeout_s: float = 900
 ) -> dict[str, dict[str, Any]]:
-    """Run cases against an echo over one kind of link; return the suite's record of each case by its id."""
+    """Run cases against an echo over one kind of link, "socket", "stream" or "tls" (a stream under TLS); return the
+    suite's record of each case by its id.
+    """
+    kind = ["--link", "stream", "--tls"] if link == "tls" else ["--link", link]
     echo = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.echo", "--link", link, "--loop", loop], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.echo", *kind, "--loop", loop], stdout=subprocess.PIPE, text=True
     )
     assert echo.stdout is not None
     try:
         port = int(echo.stdout.readline().split()[-1])
         with tempfile.TemporaryDirectory() as folder:
-            agent = {"agent": link, "url": f"ws://127.0.0.1:{port}", "options": {"version": 18}}
+            agent = {
+                "agent": link,
+                "url": f"{'wss' if link == 'tls' else 'ws'}://127.0.0.1:{port}",
+                "options": {"version": 18},
+            }
             chosen = {"cases": list(cases), "exclude-cases": [], "exclude-agent-cases": {}}
             options = {"outdir": f"{folder}/reports", "servers": [agent], "options": {"failByDrop": False}}
             specification = Path(folder, "spec.json")
@@ -149,7 +157,7 @@ def main() -> None:
     commands.add_parser("install").add_argument("folder", type=Path)
     running = commands.add_parser("run")
     running.add_argument("wstest", type=Path)
-    running.add_argument("--link", choices=("socket", "stream"), action="append", help="default: both")
+    running.add_argument("--link", choices=LINKS, action="append", help="default: all")
     running.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
     running.add_argument("--all", action="store_true", help="all of 1-7, 9 and 10; otherwise few of 9")
     running.add_argument("--cases", nargs="*", help="such as 9.1.*")
@@ -159,7 +167,7 @@ def main() -> None:
         return
     cases = tuple(options.cases or ()) or (ALL_CASES if options.all else SHORT_CASES)
     failed = False
-    for link in options.link or ("socket", "stream"):
+    for link in options.link or LINKS:
         records = run(options.wstest.resolve(), link, cases, loop=options.loop)
         counts = Counter(record["behavior"] for record in records.values())
         summary = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))

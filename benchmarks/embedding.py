@@ -1,6 +1,6 @@
 """What a blocking call from one of many threads costs the program that has the broker in it.
 
-`python -m benchmarks.embedding [--threads 128] [--calls 12800] [--repeat 3]`
+`python -m benchmarks.embedding [--threads 128] [--calls 12800] [--repeat 3] [--json]`
 
 Measured is the processor time of this process, all its threads, in microseconds per call. Threads ask in turn and wait;
 an echo worker, a process of its own whose cost is not counted, answers over a WebSocket. The columns:
@@ -280,16 +280,20 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=128)
     parser.add_argument("--calls", type=int, default=12_800)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", metavar="URL", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         asyncio.run(work(options.worker))
         return 0
     best = asyncio.run(measure(options.threads, options.calls, options.repeat))
-    print(f"CPU µs per call, {options.threads} threads\n" + "".join(f"{name:>12}" for name in best))
-    print("".join(f"{value:12.1f}" for value in best.values()))
-    for name in ("rtcloud", "bare"):
-        print(f"broker costs {best['broker'] / best[name]:.2f} of {name}")
+    if options.json:
+        print(json.dumps({name: round(value, 1) for name, value in best.items()}))
+    else:
+        print(f"CPU µs per call, {options.threads} threads\n" + "".join(f"{name:>12}" for name in best))
+        print("".join(f"{value:12.1f}" for value in best.values()))
+        for name in ("rtcloud", "bare"):
+            print(f"broker costs {best['broker'] / best[name]:.2f} of {name}")
     return int(best["broker"] > GOAL_RATIO * best["rtcloud"])
 
 

@@ -21,24 +21,20 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import random
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.lag import share
+from benchmarks.nolink import NoLink
+from benchmarks.processes import daemon
 from broker.core.access import Grant, Role
 from broker.core.events import Attached
 from broker.core.lines import Line
-from broker.core.messages import DEFAULT_OPTIONS, EMPTY, Message
+from broker.core.messages import DEFAULT_OPTIONS, EMPTY
 from broker.core.pending import Request
 from broker.core.queue import Queue
 from broker.core.registry import Registration
@@ -148,70 +144,26 @@ def measured(url: str, tokens: dict[str, str], calls: int, window: int) -> dict[
 
 def beside_a_flood(calls: int, repeat: int, workers: int, window: int) -> dict[str, float]:
     """Each figure as it was in its best repetition."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o700)
-        tokens_file = str(Path(folder, "tokens.json"))
-        environment = {**os.environ, "BROKER_AUTH__TOKENS_FILE": tokens_file, "XDG_RUNTIME_DIR": folder}
-        tokens = {name: _token(name, role, environment) for name, role in ROLES.items()}
-        log = Path(folder, "log")
-        with log.open("w") as stream:
-            daemon = subprocess.Popen(
-                [sys.executable, "-m", "broker", "serve", "--port", "0"], env=environment, stderr=stream
-            )
+    with daemon() as running:
+        tokens = {name: running.token(name, role) for name, role in ROLES.items()}
         context = multiprocessing.get_context("spawn")
         events = context.Queue()
+        worker = context.Process(target=_work, args=(running.url, tokens["worker"], workers, events))
+        worker.start()
         try:
-            url = _url(log)
-            worker = context.Process(target=_work, args=(url, tokens["worker"], workers, events))
-            worker.start()
-            try:
-                for _ in range(workers):
-                    events.get(timeout=30)
-                found = [measured(url, tokens, calls, window) for _ in range(repeat)]
-            finally:
-                worker.terminate()
-                worker.join()
+            for _ in range(workers):
+                events.get(timeout=30)
+            found = [measured(running.url, tokens, calls, window) for _ in range(repeat)]
         finally:
-            daemon.terminate()
-            daemon.wait()
+            worker.terminate()
+            worker.join()
     return {name: min(figures[name] for figures in found) for name in found[0]}
 
 
 ROLES = {"worker": "worker", "quiet": "caller", "flood": "caller"}
 
 
-def _token(name: str, role: str, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "broker", "token", "create", name, "--role", role]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _url(log: Path) -> str:
-    """The daemon's URL, from its log."""
-    ends_at = time.monotonic() + 20
-    while time.monotonic() < ends_at:
-        found = re.search(r"serves on (http://[^\s\"]+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.05)
-    raise SystemExit("the daemon did not start:\n" + log.read_text())
-
-
 # ---------------------------------------------------------------- the queue alone
-
-
-class NoLink:
-    """A link that takes everything and does nothing."""
-
-    flushed = 0
-    takes_binary = True
-
-    def deliver(self, message: Message) -> None: ...
-    def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
 
 
 def queue_costs_us(repeat: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What one `POST /call` costs, beside a bare handler of the HTTP server it stands on.
 
-`python -m benchmarks.http [--calls 5000] [--repeat 3]`
+`python -m benchmarks.http [--calls 5000] [--repeat 3] [--json]`
 
 Measured is the processor time of this process in microseconds per request, the best of the repetitions. Client and
 server share the process, so the client's own cost (one write and one read of a raw socket, the same in all columns) is
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from benchmarks.nolink import NoLink
 from broker.auth.tokens import local_principal
 from broker.config.model import Config, Server
 from broker.core.access import Grant, Role
@@ -43,10 +45,8 @@ class Bare(RequestHandler):
         self.finish(b"{}")
 
 
-class Worker:
+class Worker(NoLink):
     """A worker's link that answers at once, with no socket between."""
-
-    takes_binary = True
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -55,13 +55,6 @@ class Worker:
     def deliver(self, message: Message) -> None:
         if type(message) is Call:
             self.broker.engine.feed(Answered(self.session, message.attempt.id, Body(b"{}")))
-
-    def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
 
 
 def request_to(path: str, port: int) -> bytes:
@@ -132,10 +125,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calls", type=int, default=5000)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
     best = asyncio.run(measure(options.calls, options.repeat))
     own = best["bare"] - best["client"]
+    if options.json:
+        print(json.dumps({name: round(total - best["client"], 1) for name, total in best.items() if name != "client"}))
+        return
     print("column     µs in all   µs per request   × bare")
     for name, total in best.items():
         print(f"{name:<9} {total:10.1f} {total - best['client']:16.1f} {(total - best['client']) / own:8.2f}")

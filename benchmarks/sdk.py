@@ -17,17 +17,15 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from websockets.asyncio.client import connect
 
+from benchmarks.processes import cpu_s, daemon, end, rss_kib
 from broker import AsyncClient
 
 TOKEN = secrets.token_urlsafe(32)
@@ -51,19 +49,6 @@ GOAL_RATIO = 2.0
 GOAL_WORKER_US = 100.0
 
 Call = Callable[[int], Awaitable[object]]
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def rss_kib(pid: int) -> int:
-    """Resident memory of a process, in KiB."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1])
 
 
 async def in_flight(call: Call, calls: int, width: int) -> None:
@@ -161,27 +146,14 @@ def main() -> int:
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "BROKER_AUTH__ADMIN_TOKEN": TOKEN, "XDG_RUNTIME_DIR": folder}
-        Path(folder).chmod(0o700)
-        log = Path(folder, "log")
-        with log.open("w") as stream:
-            daemon = subprocess.Popen(
-                [sys.executable, "-m", "broker", "serve", "--port", "0"], env=environment, stderr=stream
-            )
+    with daemon({"BROKER_AUTH__ADMIN_TOKEN": TOKEN}) as running:
+        environment = running.environment | {"BROKER_URL": running.url, "BROKER_TOKEN": TOKEN}
+        worker = subprocess.Popen([sys.executable, "-c", WORKER], env=environment, stderr=subprocess.DEVNULL)
         try:
-            url = _url(log)
-            environment |= {"BROKER_URL": url, "BROKER_TOKEN": TOKEN}
-            worker = subprocess.Popen([sys.executable, "-c", WORKER], env=environment, stderr=subprocess.DEVNULL)
-            try:
-                rows = asyncio.run(compare(url, worker.pid, arguments))
-                flat = asyncio.run(memory(url, worker.pid, arguments.memory)) if arguments.memory else {}
-            finally:
-                worker.terminate()
-                worker.wait()
+            rows = asyncio.run(compare(running.url, worker.pid, arguments))
+            flat = asyncio.run(memory(running.url, worker.pid, arguments.memory)) if arguments.memory else {}
         finally:
-            daemon.terminate()
-            daemon.wait()
+            end(worker)
     if arguments.json:
         print(json.dumps({"cpu_us_per_call": rows, "memory": flat}))
     else:
@@ -192,17 +164,6 @@ def main() -> int:
             print(f"{name:>24} {value:>10}")
     at_16 = next(row for row in rows if row["in_flight"] == 16)
     return int(at_16["client"] > GOAL_RATIO * at_16["websockets"] or at_16["worker"] > GOAL_WORKER_US)
-
-
-def _url(log: Path) -> str:
-    """The daemon's URL, from its log."""
-    ends_at = time.monotonic() + 20
-    while time.monotonic() < ends_at:
-        found = re.search(r"serves on (http://[^\s\"]+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.05)
-    raise SystemExit("the daemon did not start:\n" + log.read_text())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a stream costs the broker, beside a loop that only hands messages on; and what a slow reader costs others.
 
-`python -m benchmarks.stream [--mb 200] [--parts 262000,65536,4096] [--repeat 3]`
+`python -m benchmarks.stream [--mb 200] [--parts 262000,65536,4096] [--repeat 3] [--json]`
 
 A worker streams parts to a caller, under credit. Once the broker is between the two, once a loop with the same links
 that reads a message and writes it to the other side. Measured is the processor time of what is between, per MB, best
@@ -28,18 +28,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import msgspec
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
 
+from benchmarks import relay
 from benchmarks.lag import SECRET, broker_for, share
 from broker.config.model import Config
-from broker.links.acceptor import Acceptor
 from broker.links.connect import connect
-from broker.links.handshake import check_upgrade, switching_protocols
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
-from broker.links.take import take
 from broker.wire.attachments import pack
 
 MB = 1 << 20
@@ -74,59 +69,6 @@ _decode_upto = msgspec.json.Decoder(Upto).decode
 # ---------------------------------------------------------------- what is between the two
 
 
-class Relay:
-    """One side of the minimal loop: what it hears, the other side is sent."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.other: Relay | None = None
-
-    def message(self, payload: bytes, binary: bool) -> None:
-        assert self.other is not None
-        self.other.link.send(payload, binary)
-
-    def congested(self, congested: bool) -> None:
-        if self.other is None:
-            return
-        if congested:
-            self.other.link.pause_reading()
-        else:
-            self.other.link.resume_reading()
-
-    def closed(self, code: int, reason: str) -> None: ...
-
-
-class RelayHandler(RequestHandler):
-    """Whoever comes first waits for the second."""
-
-    def initialize(self, links: LoopLinks, acceptors: list[Acceptor], waiting: list[Relay]) -> None:
-        self.links = links
-        self.acceptors = acceptors
-        self.waiting = waiting
-
-    async def get(self, endpoint: str) -> None:
-        upgrade: Any = check_upgrade(self.request.method or "", self.request.headers, self.request.version)
-        stream = self.detach()
-        self.acceptors[0].authenticated(stream)
-        relay = Relay(await take(stream, switching_protocols(upgrade.key, None), self.links))
-        if self.waiting:
-            other = self.waiting.pop()
-            relay.other, other.other = other, relay
-            for side in (other, relay):
-                side.link.start(side)
-        else:
-            self.waiting.append(relay)
-
-
-async def _start_relay() -> int:
-    links = LoopLinks()
-    acceptors: list[Acceptor] = []
-    arguments = {"links": links, "acceptors": acceptors, "waiting": []}
-    acceptors.append(Acceptor(HTTPServer(Application([("/ws/(.*)", RelayHandler, arguments)]))))
-    acceptors[0].add_sockets(bind_sockets(0, "127.0.0.1"))
-    return int(acceptors[0].sockets[0].getsockname()[1])
-
-
 async def _start_broker() -> int:
     broker = broker_for(msgspec.convert({"server": {"port": 0}, "limits": {"ping_interval_s": 0}}, Config))
     await broker.start()
@@ -136,7 +78,7 @@ async def _start_broker() -> int:
 
 async def _between(kind: str, pipe: Connection) -> None:
     """Serve, and tell processor time and peak memory whenever asked; None ends it."""
-    pipe.send(await (_start_relay() if kind == "relay" else _start_broker()))
+    pipe.send(await (relay.start() if kind == "relay" else _start_broker()))
     while await asyncio.to_thread(pipe.recv) is not None:
         pipe.send((time.process_time(), peak_bytes()))
 
@@ -339,8 +281,11 @@ async def _ended(done: asyncio.Future[str]) -> None:
         raise RuntimeError(f"the stream ended with {error}")
 
 
-async def cpu_per_mb(kind: str, total: int, size: int, repeat: int) -> float:
-    """Milliseconds of processor time per MB of the broker, or of the relay; the best of the repetitions."""
+async def cpu_per_mb(kind: str, total: int, size: int, repeat: int) -> tuple[float, float]:
+    """Milliseconds of processor time per MB of the broker, or of the relay, in the best of the repetitions.
+
+    The second figure is by how many MiB its peak memory grew over all of them.
+    """
     async with process(_between, kind) as between:
         port = await _told(between)
         async with process(_stream, port) as worker:
@@ -350,16 +295,17 @@ async def cpu_per_mb(kind: str, total: int, size: int, repeat: int) -> float:
             link.start(reader)
             await _ended(reader.ask(20, size))
             best = float("inf")
+            _, peak_before = await _facts(between)
             parts = max(1, total // size)
             for _ in range(repeat):
                 before, _ = await _facts(between)
                 await _ended(reader.ask(parts, size))
-                after, _ = await _facts(between)
+                after, peak = await _facts(between)
                 if reader.got != parts:
                     raise RuntimeError(f"{reader.got} parts came of {parts}")
                 best = min(best, (after - before) / (reader.bytes / MB))
             link.abort()
-    return best * 1000
+    return best * 1000, (peak - peak_before) / MB
 
 
 async def beside_a_slow_reader(total: int, rate: float) -> dict[str, float]:
@@ -393,22 +339,29 @@ async def beside_a_slow_reader(total: int, rate: float) -> dict[str, float]:
 # ---------------------------------------------------------------- the command
 
 
-async def _compare(total: int, sizes: Sequence[int], repeat: int) -> int:
-    print(f"CPU ms per MB, best of {repeat}")
-    print(f"{'part':>10}{'relay':>10}{'broker':>10}{'ratio':>8}")
+async def _compare(total: int, sizes: Sequence[int], repeat: int, as_json: bool) -> int:
+    if not as_json:
+        print(f"CPU ms per MB, best of {repeat}")
+        print(f"{'part':>10}{'relay':>10}{'broker':>10}{'ratio':>8}")
     code = 0
     for size in sizes:
-        relay = await cpu_per_mb("relay", total, size, repeat)
-        broker = await cpu_per_mb("broker", total, size, repeat)
-        print(f"{size:>10}{relay:>10.3f}{broker:>10.3f}{broker / relay:>8.2f}", flush=True)
-        if size >= SDK_PART and broker / relay > RATIO_MAX:
+        least, _ = await cpu_per_mb("relay", total, size, repeat)
+        broker, grown = await cpu_per_mb("broker", total, size, repeat)
+        row = {"part": size, "relay": round(least, 4), "broker": round(broker, 4), "grown_mib": round(grown, 1)}
+        text = f"{size:>10}{least:>10.3f}{broker:>10.3f}{broker / least:>8.2f}"
+        print(json.dumps(row) if as_json else text, flush=True)
+        if size >= SDK_PART and broker / least > RATIO_MAX:
             code = 1
-    print(f"goal: at most {RATIO_MAX:g} for parts of {SDK_PART} bytes")
+    if not as_json:
+        print(f"goal: at most {RATIO_MAX:g} for parts of {SDK_PART} bytes")
     return code
 
 
-async def _slow(total: int, rate: float) -> int:
+async def _slow(total: int, rate: float, as_json: bool) -> int:
     found = await beside_a_slow_reader(total, rate)
+    if as_json:
+        print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+        return int(found["growth MiB"] > GROWTH_MAX_MIB)
     print(f"{found['MB']:.0f} MB at {rate / MB:g} MB/s in {found['seconds']:.1f} s")
     print(f"the broker's peak memory grew by {found['growth MiB']:.1f} MiB (at most {GROWTH_MAX_MIB:g})")
     text = "another caller's requests: p99 {quiet p99 ms:.2f} ms quiet, {beside p99 ms:.2f} ms beside it"
@@ -423,11 +376,12 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--slow", action="store_true", help="a reader that takes its time, and who is beside it")
     parser.add_argument("--rate", type=float, default=40.0, help="MB a second the slow reader takes")
+    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.slow:
-        return asyncio.run(_slow(int((given.mb or 2048) * MB), given.rate * MB))
+        return asyncio.run(_slow(int((given.mb or 2048) * MB), given.rate * MB, given.json))
     sizes = [int(size) for size in given.parts.split(",")]
-    return asyncio.run(_compare(int((given.mb or 200) * MB), sizes, given.repeat))
+    return asyncio.run(_compare(int((given.mb or 200) * MB), sizes, given.repeat, given.json))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ import random
 import time
 from collections.abc import Callable
 
+from benchmarks.nolink import NoLink
 from broker.core.access import Grant, Role
 from broker.core.budget import Budget
 from broker.core.events import Answered, Asked, Attached
 from broker.core.limits import Limits
-from broker.core.messages import DEFAULT_OPTIONS, Body, Call, Message, Options
+from broker.core.messages import DEFAULT_OPTIONS, Body, Call, Options
 from broker.core.pending import Pending, Request
 from broker.core.registry import Endpoint, Registry
 from broker.core.router import Router
@@ -47,21 +48,6 @@ GOAL_TABLE_US = 2.0
 GOAL_ROUTER_US = 4.0
 BODY = Body(b'{"path":"a.dcm"}')
 RESULT = Body(b"[1]")
-
-
-class NoLink:
-    """A link that takes everything and does nothing."""
-
-    flushed = 0
-    takes_binary = True
-
-    def deliver(self, message: Message) -> None: ...
-    def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
 
 
 def limits_for(pending: int, count: int) -> Limits:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from broker._version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from broker.auth.tokens import TokenStore
+    from broker.auth.users import UserStore
     from broker.client.async_client import AsyncClient
     from broker.client.client import Client
+    from broker.config.model import Config
     from broker.core.access import Grant, Principal, Role
     from broker.node.broker import Broker
     from broker.peer import errors
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
     from broker.worker.worker import Worker
 
 __all__ = [
-    "AsyncClient", "Broker", "BrokerError", "Client", "Grant", "Principal", "Role", "Worker", "__version__", "errors",
+    "AsyncClient", "Broker", "BrokerError", "Client", "Config", "Grant", "Principal", "Role", "TokenStore", "UserStore",
+    "Worker", "__version__", "errors",
 ]  # fmt: skip
 
 _HOMES = {
@@ -25,9 +29,12 @@ _HOMES = {
     "Broker": "broker.node.broker",
     "BrokerError": "broker.peer.errors",
     "Client": "broker.client.client",
+    "Config": "broker.config.model",
     "Grant": "broker.core.access",
     "Principal": "broker.core.access",
     "Role": "broker.core.access",
+    "TokenStore": "broker.auth.tokens",
+    "UserStore": "broker.auth.users",
     "Worker": "broker.worker.worker",
     "errors": "broker.peer.errors",
 }

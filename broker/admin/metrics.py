@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from broker._version import VERSION
 from broker.auth.authenticate import AuthCounters
 from broker.auth.door import Door
 from broker.auth.facts import Refused
@@ -62,8 +63,54 @@ class NoFrontEnds:
         return 0
 
 
+class ZeroMqCounts(Protocol):
+    """What is counted at the ZeroMQ door."""
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Messages refused, by cause."""
+        ...
+
+    @property
+    def handshakes(self) -> Mapping[str, int]:
+        """Connections, by what became of them."""
+        ...
+
+    evicted: int
+    heartbeats: int
+    published: int
+    published_dropped: int
+    subscriptions_refused: int
+
+
+class ZeroMqDoor(Protocol):
+    """The ZeroMQ door, as far as its figures go."""
+
+    @property
+    def counters(self) -> ZeroMqCounts:
+        """Totals."""
+        ...
+
+    @property
+    def peers(self) -> int:
+        """Routes to somebody who has sent a valid message."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """Connections of all sockets."""
+        ...
+
+    @property
+    def topics(self) -> int:
+        """Topics that plain SUB sockets listen to."""
+        ...
+
+
 class Sources(msgspec.Struct):
-    """Where the figures come from. `acceptor` is None in a program that brings its own HTTP server."""
+    """Where the figures come from. `acceptor` is None in a program that brings its own HTTP server, `zeromq` where that
+    door is shut.
+    """
 
     router: Router
     links: LoopLinks
@@ -71,6 +118,7 @@ class Sources(msgspec.Struct):
     lag: Lag
     acceptor: Callable[[], Acceptor | None]
     front_ends: FrontEndCounts = msgspec.field(default_factory=NoFrontEnds)
+    zeromq: Callable[[], ZeroMqDoor | None] = lambda: None
 
 
 class Collector:
@@ -81,6 +129,7 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """All families, in a fixed order."""
+        yield from self._build()
         yield from self._requests()
         yield from self._messages()
         yield from self._memory()
@@ -88,6 +137,16 @@ class Collector:
         yield from self._endpoints()
         yield from self._links()
         yield from self._doors()
+        zeromq = self._sources.zeromq()
+        if zeromq is not None:
+            yield from self._zeromq(zeromq)
+
+    def _build(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        build = GaugeMetricFamily("broker_build_info", "1, of what runs here.", labels=["version", "core"])
+        build.add_metric([VERSION, "compiled" if self._sources.links.native else "python"], 1)
+        yield build
 
     def _requests(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -183,6 +242,11 @@ class Collector:
         yield CounterMetricFamily("broker_sessions_resumed", "Those of them that did.", value=counters.resumed)
         text = "Acknowledgements of what was never sent."
         yield CounterMetricFamily("broker_acks_ignored", text, value=counters.acks_ignored)
+        text = "What was given up because one principal held more than its share."
+        over_share = CounterMetricFamily("broker_over_share", text, labels=["of"])
+        for name, count in counters.over_share.items():
+            over_share.add_metric([name], count)
+        yield over_share
         text = "Sessions without a link that may return."
         yield GaugeMetricFamily("broker_sessions_away", text, value=router.sessions.suspended)
         front_ends = self._sources.front_ends
@@ -233,6 +297,32 @@ class Collector:
             yield CounterMetricFamily(f"broker_link_{name}", text, value=getattr(links.counters, name))
         yield GaugeMetricFamily("broker_loop_lag_seconds", "How late the event loop was last.", value=lag.last_s)
         yield GaugeMetricFamily("broker_loop_lag_max_seconds", "How late it ever was.", value=lag.max_s)
+
+    @staticmethod
+    def _zeromq(door: ZeroMqDoor) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        counters = door.counters
+        yield GaugeMetricFamily("broker_zeromq_connections", "Connections of its sockets.", value=door.connections)
+        yield GaugeMetricFamily("broker_zeromq_peers", "Peers that have sent a valid message.", value=door.peers)
+        yield GaugeMetricFamily("broker_zeromq_topics", "Topics SUB sockets listen to.", value=door.topics)
+        refused = CounterMetricFamily("broker_zeromq_refused", "Messages refused, by cause.", labels=["cause"])
+        for name, count in counters.refused.items():
+            refused.add_metric([name], count)
+        yield refused
+        text = "Connections, by what became of them."
+        handshakes = CounterMetricFamily("broker_zeromq_handshakes", text, labels=["result"])
+        for name, count in counters.handshakes.items():
+            handshakes.add_metric([name], count)
+        yield handshakes
+        for name, text, count in (
+            ("evicted", "Connections ended by the broker.", counters.evicted),
+            ("heartbeats", "Heartbeats echoed.", counters.heartbeats),
+            ("published", "Broadcasts given to the XPUB socket.", counters.published),
+            ("published_dropped", "Broadcasts it had no room for.", counters.published_dropped),
+            ("subscriptions_refused", "Subscriptions of SUB sockets refused.", counters.subscriptions_refused),
+        ):
+            yield CounterMetricFamily(f"broker_zeromq_{name}", text, value=count)
 
     def _doors(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -14,7 +14,7 @@ from broker.auth.logins import Logins, cookie_values
 from broker.auth.origins import HostRules
 from broker.auth.sign_in import SignIn, Throttled
 from broker.auth.tickets import Tickets
-from broker.auth.tokens import TokenStore, digest_of
+from broker.auth.tokens import TokenStore, curve_digest, digest_of
 from broker.core.access import Principal
 
 BEARER_SUBPROTOCOL = "bearer."
@@ -27,7 +27,7 @@ _CHALLENGE = ("WWW-Authenticate", "Bearer")
 class AuthCounters:
     """What authentication has seen, as plain counts."""
 
-    __slots__ = ("admitted", "malformed", "misdirected", "missing", "origin_refused", "throttled", "wrong")
+    __slots__ = ("admitted", "busy", "malformed", "misdirected", "missing", "origin_refused", "throttled", "wrong")
 
     def __init__(self) -> None:
         self.admitted = 0
@@ -43,7 +43,9 @@ class AuthCounters:
         self.wrong = 0
         """401: a credential that is not valid, whatever the cause"""
         self.throttled = 0
-        """429: one more of these from an address that had sent too many"""
+        """429: one more of these from an address, or for a name, that had sent too many"""
+        self.busy = 0
+        """503: a password that came while too many waited to be looked at"""
 
 
 class Credential(msgspec.Struct, frozen=True):
@@ -125,6 +127,21 @@ def _from_base64url(text: str) -> str | None:
         return None
 
 
+def check_fixed(fixed: Mapping[str, Principal]) -> None:
+    """Secrets given from outside, and whom they prove.
+
+    Raises ValueError if one of them is shorter than 32 characters (an empty one would let anybody in), TypeError for
+    what is no text or no Principal. The secret itself is in no error.
+    """
+    for secret, principal in fixed.items():
+        if not isinstance(secret, str):
+            raise TypeError(f"a token in `fixed` is a {type(secret).__name__}; expected a text")
+        if len(secret) < SECRET_MIN:
+            raise ValueError(f"a token has at least {SECRET_MIN} characters: auth.admin_token, and those in `fixed`")
+        if not isinstance(principal, Principal):
+            raise TypeError(f"a token in `fixed` stands for a {type(principal).__name__}; expected a Principal")
+
+
 class Authenticator:
     """Says who a request comes from, or refuses it; the same way for every route.
 
@@ -132,7 +149,7 @@ class Authenticator:
     known to this process alone (the local token, the admin token) to their principals; `clock` is wall-clock
     time, for the expiry of what a ticket was issued to; `logins` are the sign-ins of browsers, whose cookie is called
     `cookie` (None, or no name: no cookie is looked at); `sign_in` judges passwords (None: there are no users).
-    Raises ValueError if one of these secrets is shorter than 32 characters (an empty one would let anybody in).
+    Raises as `check_fixed`.
     """
 
     def __init__(
@@ -147,8 +164,7 @@ class Authenticator:
         logins: Logins | None = None,
         sign_in: SignIn | None = None,
     ) -> None:
-        if any(len(secret) < SECRET_MIN for secret in fixed):
-            raise ValueError(f"a token has at least {SECRET_MIN} characters; set auth.admin_token accordingly")
+        check_fixed(fixed)
         self.rules = rules
         self.tokens = tokens
         self.tickets = tickets
@@ -207,11 +223,28 @@ class Authenticator:
         Raises Refused as `authenticate`.
         """
         self.check_door(facts)
+        return self.authenticate_bearer(token, facts.remote)
+
+    def authenticate_bearer(self, token: str, remote: str) -> Principal:
+        """Who holds a token that came over a connection without HTTP. Raises Refused: 401, 429 as `authenticate`."""
         principal = self._bearer(token)
         if principal is None:
-            raise self._wrong(facts.remote)
+            raise self._wrong(remote)
         self.counters.admitted += 1
         return principal
+
+    def authenticate_curve(self, public_key: bytes) -> Principal | None:
+        """As `holder_of_curve`, for a peer that comes in: counted."""
+        principal = self.holder_of_curve(public_key)
+        if principal is None:
+            self.counters.wrong += 1
+        else:
+            self.counters.admitted += 1
+        return principal
+
+    def holder_of_curve(self, public_key: bytes) -> Principal | None:
+        """Who holds the secret half of a CURVE key (Z85), as ZeroMQ's handshake has shown; None for nobody known."""
+        return self.tokens.lookup(curve_digest(public_key)) if self.tokens is not None else None
 
     async def authenticate_password(self, facts: RequestFacts, name: str, password: str) -> Principal:
         """Which user this is. The slow hash runs in a thread; for who was right a moment ago none is needed.
@@ -229,6 +262,9 @@ class Authenticator:
             self.counters.throttled += 1
             retry = (("Retry-After", str(throttled.wait_s)),)
             raise Refused(429, "too many wrong passwords; try again later", retry) from None
+        except Refused:
+            self.counters.busy += 1
+            raise
         if principal is None:
             self.counters.wrong += 1
             raise Refused(401, "the name or the password is not right", (_CHALLENGE,))
@@ -309,6 +345,14 @@ class Authenticator:
         if principal.user_id and not (self.sign_in is not None and self.sign_in.users.is_valid(principal.user_id)):
             return False
         return not principal.token_id or (self.tokens is not None and self.tokens.is_valid(principal.token_id))
+
+    def knows(self, name: str) -> bool:
+        """Whether a stored token, or a user, is valid now that proves this principal."""
+        stored = self.tokens is not None and any(
+            record.name == name and self.tokens.is_valid(record.id) for record in self.tokens.tokens()
+        )
+        user = self.sign_in.users.find(name) if self.sign_in is not None else None
+        return stored or (user is not None and not user.disabled)
 
     def not_yours(self, remote: str) -> Refused:
         """The refusal of who names a session that is another's, or not with its secret; it counts as a guess."""

@@ -38,8 +38,13 @@ class Buckets:
 
     def give_back(self, key: Hashable) -> None:
         """Undo a `take`: it was no failure."""
-        if key in self._buckets:  # else it is full, being forgotten
-            self._put(key, min(float(self._per_minute), self._left(key) + 1))
+        if key not in self._buckets:  # it is full, being forgotten
+            return
+        left = self._left(key) + 1
+        if left < self._per_minute:
+            self._put(key, left)
+        else:
+            del self._buckets[key]  # so that what is no failure pushes nobody's out
 
     def _left(self, key: Hashable) -> float:
         now = self._clock()

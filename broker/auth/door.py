@@ -68,12 +68,18 @@ class Gate:
 
     def authenticate(self, request: HTTPServerRequest, facts: RequestFacts, readers: Readers = READERS) -> Principal:
         """Who is asking, judged by Host and Origin first. Raises Refused, and what the program's function raises."""
-        if self._authenticate is not None:
-            self.authenticator.check_door(facts)
-            principal = self._authenticate(request)
-            if principal is not None:
-                return self.authenticator.admit(principal)
-        return self.authenticator.authenticate(facts, self.cookie, readers)
+        principal = self.ask_program(request, facts)
+        return self.authenticator.authenticate(facts, self.cookie, readers) if principal is None else principal
+
+    def ask_program(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal | None:
+        """Whom the program around the broker takes the sender for, judged by Host and Origin first; None if it does not
+        say. Raises Refused, and what the program's function raises.
+        """
+        if self._authenticate is None:
+            return None
+        self.authenticator.check_door(facts)
+        principal = self._authenticate(request)
+        return None if principal is None else self.authenticator.admit(principal)
 
 
 class Door(RequestHandler):
@@ -148,6 +154,13 @@ class Door(RequestHandler):
     def stream(self) -> IOStream:
         """The connection's stream."""
         return cast("HTTP1Connection", self.request.connection).stream
+
+    def check_xsrf_cookie(self) -> None:
+        """Tornado's own check, which an application can switch on for all its handlers, is not for these.
+
+        Their callers know no such cookie. Pages of other sites are refused by their Origin, and the one form there is
+        has a check of its own.
+        """
 
     def check_door(self) -> None:
         """Judge Host and Origin. Raises Refused."""

@@ -16,7 +16,8 @@ from broker.core.access import Principal
 
 LIVE_S = 12 * 3600.0
 LOGINS_MAX = 10_000
-PER_PRINCIPAL_MAX = 100
+PER_PRINCIPAL_MAX = 1000
+"""of one principal: so many daemons that share a user may come back in one moment, each with a sign-in of its own"""
 _SPARE = 1000
 
 
@@ -29,7 +30,8 @@ class Logins:
     """Sign-ins by 256 random bits each, kept by digest and in memory only, for at most `live_s` seconds.
 
     `clock` is wall-clock time in seconds: the sign-in's end becomes the principal's, so that links opened with the
-    cookie end with it. Bounded overall and per principal; who signs in once more than that loses the oldest sign-in.
+    cookie end with it. Bounded overall and per principal: at the latter who signs in once more loses the oldest
+    sign-in, at the former who has most of them does.
     """
 
     __slots__ = ("_by_name", "_clock", "_ends", "_live", "_logins_max", "_per_principal_max", "live_s")
@@ -57,14 +59,17 @@ class Logins:
     def open(self, principal: Principal) -> tuple[str, float]:
         """Sign somebody in: the cookie's value, 43 characters of base64url, and the seconds it is good for.
 
-        Raises Refused 429 with Retry-After when too many are signed in.
+        Raises Refused 429 with Retry-After when as many principals are signed in as may be.
         """
         self._prune()
         own = self._by_name.get(principal.name, {})
         if len(own) >= self._per_principal_max:
             self.close(next(iter(own)))
         elif len(self._live) >= self._logins_max:
-            raise Refused(429, f"{self._logins_max} sign-ins are open", (("Retry-After", "60"),))
+            largest = max(self._by_name.values(), key=len)
+            if len(largest) == 1:
+                raise Refused(429, f"{self._logins_max} sign-ins are open", (("Retry-After", "60"),))
+            self.close(next(iter(largest)))
         value, now = secrets.token_urlsafe(32), self._clock()
         login_id = _login_id(value)
         dies_at = min(now + self.live_s, math.inf if principal.expires_at is None else principal.expires_at)

@@ -1,6 +1,7 @@
 """A file of records that the daemon watches and the command line changes: tokens, users."""
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -10,6 +11,10 @@ from broker.auth.private_files import Fingerprint, fingerprint_of, locked
 Record = TypeVar("Record")
 Read = Callable[[Path], tuple[Fingerprint | None, list[Record]]]
 Write = Callable[[Path, list[Record]], None]
+
+
+AGAIN_S = 1.0
+"""how soon a file that cannot be used, and has not changed since, is read again: anybody who asks can cause it"""
 
 
 class RecordFile(Generic[Record]):
@@ -35,6 +40,8 @@ class RecordFile(Generic[Record]):
         self._log = log or logging.getLogger("broker.auth")
         self._complaint = ""
         self._fingerprint: Fingerprint | None = None
+        self._unusable: Fingerprint | None = None
+        self._again_at = 0.0
 
     def first(self) -> list[Record]:
         """The records; none if there is no file. Raises `error` if there is one that cannot be used."""
@@ -43,12 +50,17 @@ class RecordFile(Generic[Record]):
 
     def changed(self) -> list[Record] | None:
         """The records if the file has changed since they were read; None if not, or if it cannot be used now."""
+        found: Fingerprint | None = None
         try:
-            if fingerprint_of(self.path) == self._fingerprint:
+            found = fingerprint_of(self.path)
+            if found == self._fingerprint:
                 self._complaint = ""
+                return None
+            if found is not None and found == self._unusable and time.monotonic() < self._again_at:
                 return None
             self._fingerprint, records = self._read(self.path)
         except (OSError, self._error) as error:
+            self._unusable, self._again_at = found, time.monotonic() + AGAIN_S
             self._complain(str(error))
             return None
         self._complaint = ""

@@ -25,6 +25,11 @@ Command = TypeVar("Command", bound=Callable[..., None])
 Result = TypeVar("Result")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def broker_options(command: Command) -> Command:
     """Adds --url, --token and --json."""
     url = click.option("--url", help="The broker.  [default: BROKER_URL, else the one running on this machine]")

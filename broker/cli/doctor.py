@@ -17,9 +17,10 @@ import msgspec
 
 from broker._version import VERSION
 from broker.auth.targets import Target, locator
-from broker.cli.connection import broker_options, clean_line, exit_code
+from broker.cli.connection import broker_options, clean_line, counted, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.client.async_client import AsyncClient
+from broker.links.compiled import core
 from broker.peer.connection import split_url
 from broker.peer.errors import BrokerError
 
@@ -211,7 +212,7 @@ class _Examination:
         yield Check("websocket", "ok", f"ping answered in {told['took_ms']:.1f} ms as {told['peer']}")
         theirs = str(told.get("version", "?"))
         if theirs.split(".")[:2] == VERSION.split(".")[:2]:
-            yield Check("versions", "ok", f"broker {theirs}, this command {VERSION}")
+            yield Check("versions", "ok", f"broker {theirs}, this command {VERSION} ({core()})")
         else:
             advice = "Install the same version here and there."
             yield Check("versions", "warn", f"broker {theirs}, this command {VERSION}", advice)
@@ -260,7 +261,7 @@ def _endpoints(found: list[dict[str, Any]]) -> Check:
     if not found:
         advice = "Start a worker, such as `broker work files . --endpoint data`."
         return Check("endpoints", "warn", "none is known to this token", advice)
-    text = ", ".join(f"{one['endpoint']} ({one['workers']} workers)" for one in found[:10])
+    text = ", ".join(f"{one['endpoint']} ({counted(one['workers'], 'worker')})" for one in found[:10])
     text += f" and {len(found) - 10} more" if len(found) > 10 else ""
     if not any(one["workers"] for one in found):
         return Check("endpoints", "warn", text, "Nobody serves any of them now; start a worker.")

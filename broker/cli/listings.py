@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from broker.cli.connection import broker_options, clean_line, print_json, print_table, run
+from broker.cli.connection import broker_options, clean_line, counted, print_json, print_table, run
 
 
 @click.command()
@@ -58,7 +58,8 @@ def describe(endpoint: str, url: str | None, token: str | None, as_json: bool) -
         print_json(told)
         return
     queued, executing = told["queued"], told["executing"]
-    click.echo(f"{told['endpoint']}: {len(told['workers'])} workers, {executing} executing, {queued} queued")
+    workers = counted(len(told["workers"]), "worker")
+    click.echo(f"{told['endpoint']}: {workers}, {executing} executing, {queued} queued")
     for worker in told["workers"]:
         _print_worker(worker)
 

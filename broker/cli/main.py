@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem, shell_complete
 from broker._version import VERSION
 from broker.cli.exits import MEANINGS, Exit, Failure
 from broker.config.errors import ConfigError
+from broker.links.compiled import core
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("broker.cli.serve:serve", "Run the broker."),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "broadcast": ("broker.cli.broadcasts:broadcast", "Send to everybody who listens."),
     "listen": ("broker.cli.broadcasts:listen", "Print broadcasts as they come."),
     "work": ("broker.cli.work:work", "Be a worker: serve a folder, Python or a command."),
+    "kernel": ("broker.cli.kernel:kernel", "Use a Jupyter kernel at the other end as if it ran here."),
     "endpoints": ("broker.cli.listings:endpoints", "List the endpoints and how busy they are."),
     "describe": ("broker.cli.listings:describe", "Show an endpoint's workers and methods."),
     "peers": ("broker.cli.listings:peers", "List who is connected."),
@@ -33,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "context": ("broker.cli.context:context", "Keep several brokers by name and choose one."),
     "completion": ("broker.cli.completion:completion", "Print a completion script for bash, zsh or fish."),
     "token": ("broker.cli.token:token", "Create, list and revoke tokens."),
+    "curve": ("broker.cli.curve:curve", "Make, allow, list and revoke the CURVE keys of ZeroMQ peers."),
     "user": ("broker.cli.user:user", "Add, list and remove users, who sign in with a password."),
     "config": ("broker.cli.config:config", "Write, check and show the configuration."),
 }
@@ -81,8 +84,16 @@ class LazyGroup(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"broker {VERSION} ({core()})")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="broker", message="%(prog)s %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def cli() -> None:
     """A request broker: workers dial out, callers ask, every accepted request ends exactly once, by its deadline."""
 

@@ -22,6 +22,7 @@ from broker.client.requests import (
     Unset,
     all_options,
     check_grace,
+    check_names,
     encode_params,
     options_for,
     publish_params,
@@ -304,6 +305,7 @@ class AsyncClient:
         return Stream(inflow, signal)
 
     def _options_for(self, options: dict[str, Any], progress: ProgressFunction | None, parts: Parts | None) -> Options:
+        check_names("submit", options, ("timing", "progress", "parts"))
         timeout = self._timeout if parts is None else None
         return all_options(**({"timeout": timeout} | options), progress=progress)
 

@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, Self, TypeVar
 
 from broker.client.async_client import AsyncClient
@@ -27,7 +28,7 @@ from broker.client.requests import (
     options_for,
     stream_options,
 )
-from broker.client.stream import Inflow, left_early, result_of
+from broker.client.stream import Ended, Inflow, left_early
 from broker.client.subscription import Message
 from broker.peer.calls import Tell
 from broker.peer.connection import Connection, Near
@@ -40,6 +41,11 @@ Future = concurrent.futures.Future
 INTERRUPTED_S = 0.05
 """how often a waiting main thread looks whether it was interrupted: a signal that comes in the very moment in which the
 interpreter begins to wait for a lock does not end that wait (2 of 100 Ctrl-C sent right after asking were lost)"""
+LOOK_S = 1.0
+"""how often a thread that waits looks whether there is still an event loop that could tell it anything: a program may
+end the loop of a broker without ending the broker"""
+WAKEN_MAX = 8
+"""threads that wake each other in a row"""
 
 
 class Subscription:
@@ -129,7 +135,7 @@ class ThreadInflow(Inflow):
         self.took(items)
 
 
-class Stream:
+class Stream(Ended):
     """The items of one reply, as they come: `for item in stream`. Made by `Client.stream`.
 
     What the reader does not take stops the worker: a few items are under way at most. An error is raised once, after
@@ -137,7 +143,9 @@ class Stream:
     stream cancel the request at the worker.
     """
 
-    __slots__ = ("__weakref__", "_client", "_inflow", "_is_closed", "_is_left", "_loop", "_newest", "_signal")
+    __slots__ = ("__weakref__", "_client", "_is_closed", "_is_left", "_loop", "_newest", "_signal")
+
+    _inflow: ThreadInflow
 
     def __init__(self, client: Client, inflow: ThreadInflow, signal: threading.Event, newest: Newest | None) -> None:
         loop = client._loop
@@ -149,16 +157,6 @@ class Stream:
         self._newest = newest
         self._is_closed = False
         self._is_left = False
-
-    @property
-    def result(self) -> Any:
-        """What the method returned after its last item. Raises RuntimeError before the end, and after a bad one."""
-        return result_of(self._inflow)
-
-    @property
-    def timing(self) -> dict[str, Any] | None:
-        """What the broker told of its times, in milliseconds, if `timing` was asked for; None before the end."""
-        return self._inflow.timing
 
     def close(self) -> None:
         """Read no more: the request is cancelled unless it has ended."""
@@ -244,14 +242,17 @@ class Stream:
 class Told:
     """How a call ended, for the one thread that waits for it. A bare lock: a third of what a `Future` costs."""
 
-    __slots__ = ("_error", "_is_told", "_lock", "_value")
+    __slots__ = ("_error", "_is_told", "_lock", "_value", "_waking", "following")
 
-    def __init__(self) -> None:
+    def __init__(self, waking: Waking) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._waking = waking
         self._is_told = False
         self._value: Any = None
         self._error: BaseException | None = None
+        self.following: Told | None = None
+        """whose thread this one wakes when it has been woken"""
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -269,11 +270,20 @@ class Told:
 
     def _tell(self) -> None:
         self._is_told = True
+        self._waking.add(self)
+
+    def wake(self) -> None:
+        """Let its thread go on; once."""
         self._lock.release()
 
-    def wait(self) -> Any:
-        """Wait for it: the value, or raises the error."""
-        self._lock.acquire()
+    def wait(self, loop: asyncio.AbstractEventLoop) -> Any:
+        """Wait for it: the value, or raises the error; ConnectionLost if the loop is closed without a word."""
+        while not self._lock.acquire(timeout=LOOK_S) and not self._is_told:
+            if loop.is_closed():
+                raise _loop_closed()
+        following, self.following = self.following, None
+        if following is not None:
+            following.wake()
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -281,6 +291,35 @@ class Told:
             finally:
                 del error  # else its traceback would hold it, and it the traceback
         return self._value
+
+
+class Waking:
+    """Wakes the threads whose calls have ended within a turn of the loop: one in eight here, each of them the next.
+
+    Threads that are all woken at once crowd for the interpreter's lock, most of them to be put to sleep again: a call
+    from one of 128 threads cost 18.3 µs of processor time for its waiting alone, woken like this it costs 12.3, and no
+    less in longer rows. In these the last would have to wait long where other threads compute. Should a row ever break,
+    `Told.wait` looks by itself within a second.
+    """
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told: list[Told] = []
+
+    def add(self, told: Told) -> None:
+        """Wake this one soon; on the loop."""
+        if not self._told:
+            asyncio.get_running_loop().call_soon(self._wake)
+        self._told.append(told)
+
+    def _wake(self) -> None:
+        many, self._told = self._told, []
+        for first in range(0, len(many), WAKEN_MAX):
+            row = many[first : first + WAKEN_MAX]
+            for told, following in pairwise(row):
+                told.following = following
+            row[0].wake()
 
 
 class Client:
@@ -317,6 +356,7 @@ class Client:
         self._thread: threading.Thread | None = None
         self._errands: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
+        self._waking = Waking()
         self._process = os.getpid()
         self._closed = False
 
@@ -519,9 +559,10 @@ class Client:
         if self._inner._near is None and not self._inner.is_connected:
             _, options = self._run(self._inner._ready(options))
         self._check_thread()
-        told = Told()
+        told = Told(self._waking)
         self._schedule(self._ask_for_thread, method, raw, attachments, options, told)
-        return told.wait()
+        assert self._loop is not None
+        return told.wait(self._loop)
 
     def _ask_for_thread(
         self, method: str, raw: bytes, attachments: list[bytes | memoryview], options: Options, told: Told
@@ -578,6 +619,7 @@ class Client:
 
         What many threads want in one turn of the loop wakes it once.
         """
+        self._check_process()  # before the lock, which a thread that is not in this process may hold
         with self._lock:
             if self._closed:
                 raise ConnectionLost("the client is closed")
@@ -607,6 +649,7 @@ class Client:
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the loop and wait for its result; interrupting the wait cancels it."""
         try:
+            self._check_process()
             with self._lock:
                 if self._closed:
                     raise ConnectionLost("the client is closed")
@@ -618,23 +661,22 @@ class Client:
 
     def _wait(self, future: Future[Result]) -> Result:
         try:
-            look_s = None if future.done() else self._look_s()
-            while True:
+            while not future.done():
+                look_s = self._look_s()
                 try:
                     return future.result(look_s)
                 except TimeoutError:
-                    if future.done():
-                        return future.result()
+                    pass  # of the look, or how it ended
+            return future.result()
         except BaseException:
             future.cancel()  # does nothing if it has ended; after Ctrl-C it tells the worker
             raise
 
     def _wait_telling(self, future: Future[Result], newest: Newest) -> Result:
         """As `_wait`; what the worker tells meanwhile is told here."""
-        look_s = self._look_s()
         future.add_done_callback(lambda _: newest.signal.set())
         while not future.done():
-            newest.signal.wait(look_s)
+            newest.signal.wait(self._look_s())
             newest.signal.clear()
             newest.deliver()
         newest.deliver()
@@ -648,11 +690,16 @@ class Client:
                 return error
             raise
 
-    def _look_s(self) -> float | None:
-        """How long this thread may wait at a time. Raises RuntimeError where it must not wait at all."""
+    def _look_s(self) -> float:
+        """How long this thread may wait at a time.
+
+        Raises RuntimeError where it must not wait at all, ConnectionLost where nothing can be waited for any more.
+        """
         self._check_process()
         self._check_thread()
-        return INTERRUPTED_S if threading.current_thread() is threading.main_thread() else None
+        if self._loop is not None and self._loop.is_closed():
+            raise _loop_closed()
+        return INTERRUPTED_S if threading.current_thread() is threading.main_thread() else LOOK_S
 
     def _check_process(self) -> None:
         """Raises RuntimeError after a fork: the thread that runs the loop is not in this process."""
@@ -661,7 +708,7 @@ class Client:
 
     def _check_thread(self) -> None:
         """Raises RuntimeError in the client's own thread, where waiting would be for ever."""
-        if self._loop is not None and _running_here() is self._loop:
+        if self._loop is not None and running_here() is self._loop:
             whose = "its own thread, where" if self._thread is not None else "the thread of the broker's loop, where"
             raise RuntimeError(
                 f"the client cannot wait in {whose} done callbacks and progress functions run; "
@@ -670,7 +717,6 @@ class Client:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in its thread, started now if need be. Called with the lock held."""
-        self._check_process()
         if self._loop is None and self._inner._near is not None:
             self._loop = self._inner._near.loop
         if self._loop is None:
@@ -680,12 +726,13 @@ class Client:
         return self._loop
 
 
-def _running_here() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread, if one does."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+def _loop_closed() -> ConnectionLost:
+    return ConnectionLost("the event loop of the broker was closed, and the broker with it", may_have_executed=True)
+
+
+def running_here() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does. Without raising: 0.05 µs where none does, not 0.34."""
+    return asyncio._get_running_loop()
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:

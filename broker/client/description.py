@@ -27,12 +27,12 @@ class Description:
     """What all workers of an endpoint tell together; of a method that several have, what the first says.
 
     `is_open`: one of them does not say which methods it has, so that any name may be one. `has_daemons`: one of them is
-    an rt-cloud daemon, whose methods are `Class.attribute`.
+    an rt-cloud daemon, whose methods are `Class.attribute`. `unknown` says why nothing is known.
     """
 
-    __slots__ = ("doc", "has_daemons", "is_open", "methods")
+    __slots__ = ("_open", "doc", "has_daemons", "is_open", "methods")
 
-    def __init__(self, workers: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, workers: Iterable[Mapping[str, Any]] = (), unknown: str = "") -> None:
         self.doc = ""
         self.methods: dict[str, Described] = {}
         self.is_open = self.has_daemons = False
@@ -41,6 +41,9 @@ class Description:
             served = True
             self._read(worker)
         self.is_open = self.is_open or not served
+        self._open = "Not all workers say which methods they have: any name may be one."
+        if not served:
+            self._open = f"Its methods are not known: {unknown or 'no worker is there'}."
 
     def _read(self, worker: Mapping[str, Any]) -> None:
         given, names = worker.get("info"), worker.get("methods")
@@ -83,7 +86,7 @@ class Description:
                 first = about.doc.partition("\n")[0]
                 lines.append(f"{name[len(prefix) :]}{about.text}{f'  {first}' if first else ''}")
         if self.is_open:
-            lines.append("Not all workers say which methods they have: any name may be one.")
+            lines.append(self._open)
         return "\n".join(lines)
 
     def hint(self, name: str, prefix: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from broker.client.description import Described, Description
-from broker.client.requests import UNSET, Unset, all_options
+from broker.client.requests import UNSET, Unset, all_options, check_names
 from broker.core.access import is_name
 from broker.peer.errors import BrokerError
 
@@ -53,6 +53,7 @@ class Book:
     ) -> None:
         if not is_name(endpoint):
             raise ValueError(f"{endpoint!r:.140} is no name of an endpoint")
+        check_names("remote", options, ("timing", "progress"))
         self.inner = inner
         self.endpoint = endpoint
         self.stream_options = options if timeout is UNSET else options | {"timeout": timeout}
@@ -81,7 +82,7 @@ class Book:
         """There is no description: any name may be one, and the call says what is wrong. Raises for no connection."""
         if isinstance(error, ConnectionError):
             raise error
-        return Description()
+        return Description(unknown=error.detail)
 
     def missing(self, description: Description, prefix: str, name: str) -> AttributeError:
         """There is no such method."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from broker.client.progress import ProgressFunction, check_progress
+from broker.core.wrong import hint_for
 from broker.peer.errors import InvalidRequest
 from broker.peer.session import Options, split_method
-from broker.peer.values import ValueUnfit, encode
+from broker.peer.values import Encoded, ValueUnfit, encode
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_GRACE_S = 30.0
@@ -29,7 +31,7 @@ def encode_params(method: str, params: Any) -> tuple[bytes, list[bytes | memoryv
     """`params` as JSON text (empty for None) and attachments. Raises TypeError, ValueUnfit, InvalidRequest."""
     if params is None:
         return b"", []
-    if not isinstance(params, (dict, list, tuple)):
+    if not isinstance(params, (dict, list, tuple, Encoded)):
         split_method(method)
         kind = type(params).__name__
         raise TypeError(f"{method}: params is of type {kind}; give a dict (by name) or a list (by position)")
@@ -51,6 +53,18 @@ def options_for(timeout: float | None) -> Options:
     return Options(timeout=timeout)
 
 
+COMMON = ("timeout", "idle", "idempotent", "retries", "key", "priority", "group", "wait", "trace")
+"""options of every request; `progress` and `parts` are arguments of their own where they are taken"""
+
+
+def check_names(function: str, given: Iterable[str], more: tuple[str, ...] = ()) -> None:
+    """Raises TypeError, which names the function that was called, for an option that there is not."""
+    known = (*COMMON, *more)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() has no argument {name!r}; {hint_for(name, known)}")
+
+
 def all_options(
     timeout: float | None, *, idle: float | None = None, idempotent: bool = False, retries: int | None = None,
     key: str | None = None, priority: int = 0, group: str | None = None, wait: bool = False, trace: str | None = None,
@@ -66,6 +80,7 @@ def all_options(
 
 def stream_options(options: dict[str, Any], progress: ProgressFunction | None) -> Options:
     """Options of a stream. Raises TypeError, and InvalidRequest for a key."""
+    check_names("stream", options, ("timing", "progress", "parts"))
     given = all_options(**({"timeout": None} | options), progress=progress)
     if given.key is not None:
         raise InvalidRequest("a request with a key is answered as a whole: take call, not stream")

@@ -136,7 +136,27 @@ def fail(connection: Connection, call: Pending, error: BaseException) -> None:
     connection.cancel(call)
 
 
-class Stream:
+class Ended:
+    """What is known of a reply that came item by item, after its last."""
+
+    __slots__ = ("_inflow",)
+
+    _inflow: Inflow
+
+    @property
+    def result(self) -> Any:
+        """What the method returned after its last item. Raises RuntimeError before the end, and after a bad one."""
+        if not self._inflow.is_over or not self._inflow.is_well:
+            raise RuntimeError("a stream has its result after its last item")
+        return self._inflow.result
+
+    @property
+    def timing(self) -> dict[str, Any] | None:
+        """What the broker told of its times, in milliseconds, if `timing` was asked for; None before the end."""
+        return self._inflow.timing
+
+
+class Stream(Ended):
     """The items of one reply, as they come: `async for item in stream`. Made by `AsyncClient.stream`.
 
     What the reader does not take stops the worker: a few items are under way at most. An error is raised once, after
@@ -144,23 +164,13 @@ class Stream:
     stream cancel the request at the worker. Cancelling the task that waits for one item loses none.
     """
 
-    __slots__ = ("__weakref__", "_inflow", "_is_left", "_loop", "_signal")
+    __slots__ = ("__weakref__", "_is_left", "_loop", "_signal")
 
     def __init__(self, inflow: Inflow, signal: asyncio.Event) -> None:
         self._inflow = inflow
         self._signal = signal
         self._loop = asyncio.get_running_loop()
         self._is_left = False
-
-    @property
-    def result(self) -> Any:
-        """What the method returned after its last item. Raises RuntimeError before the end, and after a bad one."""
-        return result_of(self._inflow)
-
-    @property
-    def timing(self) -> dict[str, Any] | None:
-        """What the broker told of its times, in milliseconds, if `timing` was asked for; None before the end."""
-        return self._inflow.timing
 
     async def aclose(self) -> None:
         """Read no more: the request is cancelled unless it has ended."""
@@ -225,10 +235,3 @@ class _Reading:
 def left_early() -> Cancelled:
     """What who reads on after leaving the loop is told: else half a stream would pass for a whole one."""
     return Cancelled("the loop over the stream was left before its end; that cancels the request")
-
-
-def result_of(inflow: Inflow) -> Any:
-    """The result of a stream that was read to its end. Raises RuntimeError for any other."""
-    if not inflow.is_over or not inflow.is_well:
-        raise RuntimeError("a stream has its result after its last item")
-    return inflow.result

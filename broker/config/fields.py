@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect
 
-from broker.config.model import Auth, Config, Endpoint, Kernels, Limits, Log, RtCloud, Server
+from broker.config.model import Auth, Config, Endpoint, Kernels, Limits, Log, RtCloud, Server, ZeroMQ
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": Server,
@@ -15,6 +15,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "limits": Limits,
     "endpoints": Endpoint,
     "rtcloud": RtCloud,
+    "zeromq": ZeroMQ,
     "kernels": Kernels,
     "log": Log,
 }
@@ -126,12 +127,18 @@ def variable(path: Path) -> str:
 
 def values(config: Config) -> Iterator[tuple[Path, Any]]:
     """Every value of a configuration with its path, secrets as `REDACTED`, in the order of the model."""
+    for path, value in bare_values(config):
+        field = field_at(path)
+        yield path, REDACTED if field is not None and field.is_secret and value else value
+
+
+def bare_values(config: Config) -> Iterator[tuple[Path, Any]]:
+    """The same with its secrets."""
     for section, fields in FIELDS.items():
         part = getattr(config, section)
         tables = (
             {(section, name): table for name, table in part.items()} if section == "endpoints" else {(section,): part}
         )
         for prefix, table in tables.items():
-            for name, field in fields.items():
-                value = getattr(table, name)
-                yield (*prefix, name), REDACTED if field.is_secret and value else value
+            for name in fields:
+                yield (*prefix, name), getattr(table, name)

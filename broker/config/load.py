@@ -11,13 +11,15 @@ import msgspec
 
 from broker.config import rules
 from broker.config.errors import ConfigError
-from broker.config.fields import FIELDS, SECTIONS, Path, dotted, field_at, literal, variable
+from broker.config.fields import FIELDS, SECTIONS, Path, bare_values, dotted, field_at, literal, variable
 from broker.config.model import Config, Endpoint
 from broker.core.access import is_name
 
-__all__ = ["ConfigError", "Loaded", "chosen_file", "load", "load_with_origins"]
+__all__ = ["ConfigError", "Loaded", "check", "chosen_file", "load", "load_with_origins"]
 
 FLAGS = "command line"
+CODE = "Config"
+"""the source of what a program has made itself"""
 SHOWN_MAX = 80
 """characters of a wrong value that an error repeats"""
 
@@ -45,7 +47,7 @@ def chosen_file(flag: str | FilePath | None, environment: Mapping[str, str]) -> 
 
 
 def load(
-    file: FilePath | None = None,
+    file: FilePath | str | None = None,
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Config:
@@ -58,7 +60,7 @@ def load(
 
 
 def load_with_origins(
-    file: FilePath | None = None,
+    file: FilePath | str | None = None,
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Loaded:
@@ -66,6 +68,7 @@ def load_with_origins(
     settings: dict[Path, _Setting] = {}
     names: dict[str, None] = {}
     if file is not None:
+        file = FilePath(file)
         document = _read(file)
         settings.update(_from_file(document, file))
         endpoints = document.get("endpoints", {})
@@ -74,10 +77,51 @@ def load_with_origins(
     settings.update(_from_flags(overrides or {}))
     names.update(dict.fromkeys(path[1] for path in settings if path[0] == "endpoints"))
     config = _build({path: _convert(path, setting) for path, setting in settings.items()}, list(names))
+    _check_together(config, settings)
+    return Loaded(config, {path: setting.source for path, setting in settings.items()})
+
+
+def check(config: Config) -> None:
+    """Judge a configuration that a program has made itself as one from a file is judged.
+
+    Raises TypeError for what is no Config, ConfigError with the key for a value that is wrong.
+    """
+    if not isinstance(config, Config):
+        raise TypeError(f"the configuration is a {type(config).__name__}; expected a Config, made in code or by `load`")
+    for section, kind in SECTIONS.items():
+        part = getattr(config, section)
+        if section != "endpoints":
+            _expect_kind((section,), part, kind)
+            continue
+        _expect_kind((section,), part, dict)
+        for name, endpoint in part.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"{CODE}: endpoints has the key {name!r:.80}: expected names of endpoints")
+            _check_name(CODE, name)
+            _expect_kind((section, name), endpoint, kind)
+    settings = {path: _Setting(value, CODE) for path, value in bare_values(config)}
+    for path, setting in settings.items():
+        _convert(path, setting)
+    changed = {path: setting for path, setting in settings.items() if setting.value != _default_at(path)}
+    _check_together(config, changed)
+
+
+def _expect_kind(path: Path, part: object, kind: type) -> None:
+    if not isinstance(part, kind):
+        right = "a dict of Endpoint by name" if kind is dict else f"broker.config.model.{kind.__name__}(…)"
+        raise ConfigError(f"{CODE}: {dotted(path)} is a {type(part).__name__}: expected {right}")
+
+
+def _default_at(path: Path) -> Any:
+    field = field_at(path)
+    return None if field is None else field.default
+
+
+def _check_together(config: Config, settings: Mapping[Path, _Setting]) -> None:
+    """What several keys break together is said of the one that somebody set. Raises ConfigError."""
     for problem in rules.problems(config):
         path, right = next((each for each in problem if each[0] in settings), problem[0])
         raise _wrong(path, settings.get(path), _value_at(config, path), right)
-    return Loaded(config, {path: setting.source for path, setting in settings.items()})
 
 
 def _read(file: FilePath) -> dict[str, Any]:

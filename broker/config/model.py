@@ -257,6 +257,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keys_kept_s: Annotated[
         float, Meta(ge=0, le=7 * DAY_S, description="Seconds for which a finished reply is kept for repeats.")
     ] = 600
+    principal_share: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=1,
+            description="Part of the memory, the sessions and the kept replies that what is kept for one principal "
+            "may take.",
+        ),
+    ] = 0.25
     memory_soft_bytes: Annotated[
         int,
         Meta(
@@ -380,6 +389,74 @@ class RtCloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 60
 
 
+_Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class ZeroMQ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ZeroMQ door: signed multipart messages as in Jupyter, on five sockets that a connection file names."""
+
+    enabled: Annotated[bool, Meta(description="Open it.")] = False
+    transport: Annotated[
+        Literal["tcp", "ipc"],
+        Meta(description="With `ipc` the sockets are in the file system, and there is no network."),
+    ] = "tcp"
+    host: Annotated[
+        str,
+        Meta(
+            pattern=r"\A[^\s@]{1,100}\Z",
+            description="IP address to listen on; one that other machines can reach needs `curve`. "
+            "Over ipc the path that the sockets' names begin with.",
+            extra={"expects": "an IP address, or a path"},
+        ),
+    ] = "127.0.0.1"
+    shell_port: Annotated[_Port, Meta(description="Port for requests; 0 lets the system choose one.")] = 0
+    iopub_port: Annotated[_Port, Meta(description="Port for plain SUB sockets; 0: any.")] = 0
+    stdin_port: Annotated[_Port, Meta(description="Port that connection files name, and nobody uses here; 0: any.")] = 0
+    control_port: Annotated[_Port, Meta(description="Port for what overtakes requests; 0: any.")] = 0
+    hb_port: Annotated[_Port, Meta(description="Port of the heartbeat, which echoes; 0: any.")] = 0
+    connection_file: Annotated[
+        str,
+        Meta(description="Where to write the connection file; empty: beside the access file of this user.", extra=PATH),
+    ] = ""
+    key_file: Annotated[
+        str, Meta(description="File with the key that signs messages; empty: a new one at every start.", extra=PATH)
+    ] = ""
+    signature_scheme: Annotated[
+        str,
+        Meta(
+            pattern=r"\Ahmac-[a-z0-9_]{1,32}\Z",
+            description="How messages are signed: hmac- and a hash.",
+            extra={"expects": "hmac- and a hash of hashlib, such as hmac-sha256"},
+        ),
+    ] = "hmac-sha256"
+    roles: Annotated[
+        tuple[Literal["caller", "worker", "listener", "admin"], ...],
+        Meta(min_length=1, description="What whoever has the connection file may do, without a token or CURVE."),
+    ] = ("caller", "worker")
+    endpoints: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_*][A-Za-z0-9_.*-]{0,127}\Z")], ...],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="Where they may.",
+            extra={"expects": "names of endpoints, in which * may stand for anything"},
+        ),
+    ] = ("*",)
+    curve: Annotated[
+        bool, Meta(description="Encrypt, and let in only whose key `broker curve` has allowed; needed beyond loopback.")
+    ] = False
+    curve_key_file: Annotated[
+        str,
+        Meta(
+            description="File with the broker's own secret key, made if missing; empty: in the user's state folder.",
+            extra=PATH,
+        ),
+    ] = ""
+    peers_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Connections, and peers behind them, per socket.")
+    ] = 10_000
+
+
 class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Jupyter's front ends: the paths below `/api/kernels`, by which JupyterLab uses the kernels that workers serve."""
 
@@ -423,5 +500,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
     endpoints: dict[str, Endpoint] = {}
     rtcloud: RtCloud = RtCloud()
+    zeromq: ZeroMQ = ZeroMQ()
     kernels: Kernels = Kernels()
     log: Log = Log()

@@ -1,12 +1,15 @@
 """Who may do what where: roles, grants, principals, and the rule for names."""
 
 import enum
+import math
 import re
 
 import msgspec
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """What endpoints, methods and topics may be called; always matched in full."""
+PRINCIPAL_MAX = 256
+"""characters of a principal's name, which may be an address or a full name in any script"""
 
 
 class Role(enum.IntFlag):
@@ -19,22 +22,50 @@ class Role(enum.IntFlag):
     ADMIN = 8
 
 
+_CALLER, _WORKER, _LISTENER, _ADMIN = (int(role) for role in (Role.CALLER, Role.WORKER, Role.LISTENER, Role.ADMIN))
+
 ROLE_NAMES = {role.name.lower(): role for role in (Role.CALLER, Role.WORKER, Role.LISTENER, Role.ADMIN) if role.name}
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """Roles at every endpoint whose name matches one of the patterns (a name in which `*` stands for any run)."""
+    """Roles at every endpoint whose name matches one of the patterns (a name in which `*` stands for any run).
+
+    Making one raises TypeError for what is no Role and no tuple of texts, ValueError for a text that is no pattern.
+    """
 
     roles: Role
     endpoints: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.roles, Role):
+            raise TypeError(f"the roles of a grant are {self.roles!r:.80}; expected Role.CALLER | Role.WORKER, say")
+        _check_patterns(self.endpoints)
+
+
+def _check_patterns(endpoints: object) -> None:
+    if not isinstance(endpoints, tuple):  # a text would be taken letter by letter, and its `*` for everything
+        example = f"({endpoints!r:.140},)" if isinstance(endpoints, str) else '("scanner", "plots*")'
+        kind = type(endpoints).__name__
+        raise TypeError(f"the endpoints of a grant are a {kind}; expected a tuple of patterns: {example}")
+    for pattern in endpoints:
+        if not isinstance(pattern, str):
+            raise TypeError(f"a grant is for {pattern!r:.80}; expected the name of an endpoint, `*` in it or not")
+        if not is_pattern(pattern):
+            raise ValueError(
+                f"a grant is for {pattern!r:.140}; expected the name of an endpoint, 1 to 128 of A-Z a-z 0-9 _ . - *, "
+                "neither . nor - at its start"
+            )
 
 
 class Principal(msgspec.Struct, frozen=True):
     """Somebody who proved who they are.
 
     `expires_at` is wall-clock time in Unix seconds, None for never. `kind` says how they proved it
-    (`token`, `user`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token, if by one,
-    `login_id` by which sign-in, if by one, `user_id` by which entry among the users, if by a password.
+    (`token`, `curve`, `zeromq`, `user`, `ticket`, `login`, `admin`, `local`, `host`), `token_id` by which stored token,
+    if by one, `login_id` by which sign-in, if by one, `user_id` by which entry among the users, if by a password.
+
+    Making one raises TypeError for grants that are none and a moment that is no number, ValueError for a name that is
+    empty, longer than PRINCIPAL_MAX characters or not printable: names stand in logs, on pages and in `meta`.
     """
 
     name: str
@@ -44,6 +75,22 @@ class Principal(msgspec.Struct, frozen=True):
     token_id: str = ""
     login_id: str = ""
     user_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"a principal's name is {self.name!r:.80}; expected a text")
+        if not (1 <= len(self.name) <= PRINCIPAL_MAX and self.name.isprintable()):
+            raise ValueError(
+                f"a principal's name is {self.name!r:.140}; expected 1 to {PRINCIPAL_MAX} printable characters"
+            )
+        if not isinstance(self.grants, tuple) or not all(isinstance(grant, Grant) for grant in self.grants):
+            raise TypeError(
+                f"the grants of {self.name} are {self.grants!r:.140}; expected a tuple of Grant, of one: (Grant(…),)"
+            )
+        if self.expires_at is not None and (
+            not isinstance(self.expires_at, int | float) or math.isnan(self.expires_at)
+        ):
+            raise TypeError(f"{self.name} expires at {self.expires_at!r:.80}; expected Unix seconds, or None")
 
 
 def role_name(role: Role) -> str:
@@ -63,7 +110,7 @@ def is_pattern(text: str) -> bool:
 
 def covers(patterns: tuple[str, ...], endpoint: str) -> bool:
     """Whether one of the patterns matches the endpoint's whole name. Linear in both lengths, whatever they hold."""
-    return any(_matches(pattern.split("*"), endpoint) for pattern in patterns)
+    return "*" in patterns or any(_matches(pattern.split("*"), endpoint) for pattern in patterns)
 
 
 def _matches(pieces: list[str], name: str) -> bool:
@@ -84,15 +131,23 @@ def _matches(pieces: list[str], name: str) -> bool:
 
 def roles_at(grants: tuple[Grant, ...], endpoint: str) -> Role:
     """All that the grants allow at an endpoint, implied roles included."""
-    roles = Role.NONE
+    return Role(role_bits(grants, endpoint))
+
+
+def role_bits(grants: tuple[Grant, ...], endpoint: str) -> int:
+    """The same as a plain integer: 0.3 µs with one grant.
+
+    It is on the way of each request of a caller who asks more endpoints in turn than are remembered for it.
+    """
+    bits = 0
     for grant in grants:
-        if grant.roles and covers(grant.endpoints, endpoint):
-            roles |= grant.roles
-    if roles & Role.ADMIN:
-        roles |= Role.CALLER | Role.WORKER
-    if roles & (Role.CALLER | Role.WORKER):
-        roles |= Role.LISTENER
-    return roles
+        if covers(grant.endpoints, endpoint):
+            bits |= int(grant.roles)
+    if bits & _ADMIN:
+        bits |= _CALLER | _WORKER
+    if bits & (_CALLER | _WORKER):
+        bits |= _LISTENER
+    return bits
 
 
 def only_listening(grants: tuple[Grant, ...]) -> tuple[Grant, ...]:

@@ -6,6 +6,7 @@ from typing import cast
 
 from broker.core import errors
 from broker.core.access import Role
+from broker.core.allowances import away_max
 from broker.core.broadcasts import Broadcasts
 from broker.core.classes import Doubt
 from broker.core.events import (
@@ -64,7 +65,8 @@ class Attaching:
         self.sessions.open(session)
         if event.grace_s > 0:
             session.grace_s = min(event.grace_s, limits.grace_max_s)
-            session.link = session.kept = Kept(cast(NumberedLink, event.link), limits, self.state.budget)
+            allowance = self.state.allowances.open(session.principal)
+            session.link = session.kept = Kept(cast(NumberedLink, event.link), limits, self.state.budget, allowance)
             self.effects.append(Deliver(session, self._told(session, session.kept, resumed=False)))
         if event.endpoint is None:
             return
@@ -93,19 +95,24 @@ class Attaching:
             if event.link is not kept.link:
                 return  # another link has taken over
             kept.link = None
-            if outlives(event.code) and not self.state.draining:
+            if outlives(event.code) and session.grace_s > 0 and not self.state.draining:
                 self._suspend(event, now)
                 return
         self._gone(event, now)
 
     def _suspend(self, event: Detached, now: float) -> None:
-        """It is given nothing new, and what is for it is kept."""
+        """It is given nothing new, and what is for it is kept. The longest away goes if its principal has too many."""
         session = event.session
         self.state.counters.suspended += 1
         self.sessions.suspend(session, event, now + session.grace_s)
         session.congested = True
         for registration in session.registrations.values():
             self.registry.refresh(registration)
+        allowance = self.state.allowances.of(session)
+        allowance.leave(session)
+        while len(allowance.away) > away_max(self.state.limits):
+            self.state.counters.over_share["sessions"] += 1
+            self.forget(next(iter(allowance.away)), now)
 
     def resumed(self, event: Resumed, now: float) -> None:
         """A session's peer is there again: it goes on where it stood, as far as its credential still allows."""
@@ -114,6 +121,7 @@ class Attaching:
             return
         self.state.counters.resumed += 1
         old, kept.link = kept.link, None
+        self.state.allowances.of(session).come_back(session)
         session.expires_at, session.token_id, session.login_id = event.expires_at, event.token_id, event.login_id
         session.remote = event.remote
         session.grant(event.grants)
@@ -150,6 +158,7 @@ class Attaching:
         self.state.counters.detached += 1
         if session.kept is not None:
             session.kept.forget()
+            self.state.allowances.close(session)
         session.link = session.kept = None
         session.withheld = {}
         self.sessions.close(session)
@@ -207,6 +216,12 @@ class Attaching:
             return False
         self._gone(session.lost_link, now)
         return True
+
+    def expel(self, session: Session, reason: str, now: float) -> None:
+        """End a session whose credential has ended, whatever grace it has; without a link at once."""
+        session.grace_s = 0.0
+        if not self.forget(session, now):
+            self.effects.append(CloseLink(session, errors.UNAUTHORISED, reason))
 
     def forget_suspended(self, now: float) -> None:
         """End all sessions that have no link: the broker leaves, and they cannot come back."""

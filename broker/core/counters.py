@@ -4,6 +4,8 @@ from broker.core.errors import KINDS
 
 BOUNDS = ("in_flight", "rate", "queue", "endpoints", "names", "topics", "fanouts", "memory")
 """what `overloaded` may name"""
+SHARED = ("messages", "sessions", "replies")
+"""of what a principal may hold a share: messages kept for sessions, sessions without a link, replies kept for keys"""
 LATENCY_BUCKETS = 32
 """Bucket k counts requests that took less than 2**k microseconds, and no less than half of that."""
 
@@ -15,15 +17,16 @@ class Counters:
         "accepted", "acks_ignored", "attached", "attempts", "broadcasts", "broadcasts_refused", "cancels", "copies",
         "copies_dropped", "detached", "displaced", "doubts", "ended", "foreign_replies", "keys_joined", "keys_repeated",
         "late_replies", "latency", "latency_sum_s", "malformed", "nameless_replies", "notifications",
-        "notifications_dropped", "overloaded", "part_bytes_down", "part_bytes_up", "parts_down", "parts_dropped",
-        "parts_up", "progress", "progress_dropped", "replays", "resumed", "retries", "streams_broken", "strikes",
-        "superseded", "suspended",
+        "notifications_dropped", "over_share", "overloaded", "part_bytes_down", "part_bytes_up", "parts_down",
+        "parts_dropped", "parts_up", "progress", "progress_dropped", "replays", "resumed", "retries", "streams_broken",
+        "strikes", "superseded", "suspended",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.accepted = 0
         self.ended = {kind.name: 0 for kind in KINDS}
         self.overloaded = dict.fromkeys(BOUNDS, 0)
+        self.over_share = dict.fromkeys(SHARED, 0)
         self.latency = [0] * LATENCY_BUCKETS
         self.latency_sum_s = 0.0
         self.displaced = 0

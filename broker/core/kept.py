@@ -8,6 +8,7 @@ from itertools import islice
 
 import msgspec
 
+from broker.core.allowances import Allowance
 from broker.core.budget import Budget, size_of
 from broker.core.events import NumberedLink
 from broker.core.limits import Limits
@@ -27,15 +28,15 @@ class Kept:
 
     `n` is the number of the last message, `received` counts the peer's own messages over all links. Beyond the bounds
     the oldest message goes, broadcasts and progress before others; `cut` is the number of the last that went, `lost`
-    of the last that was neither, without which a peer cannot go on.
+    of the last that was neither, without which a peer cannot go on. `allowance` is that of the session's principal.
     """
 
     __slots__ = (
-        "_budget", "_bytes", "_bytes_can_be_missed", "_can_be_missed", "_limits", "_messages", "cut", "link", "lost",
-        "n", "received",
+        "_allowance", "_budget", "_bytes", "_bytes_can_be_missed", "_can_be_missed", "_limits", "_messages", "cut",
+        "link", "lost", "n", "received",
     )  # fmt: skip
 
-    def __init__(self, link: NumberedLink, limits: Limits, budget: Budget) -> None:
+    def __init__(self, link: NumberedLink, limits: Limits, budget: Budget, allowance: Allowance) -> None:
         self.link: NumberedLink | None = link
         self.n = 0
         self.received = 0
@@ -43,6 +44,7 @@ class Kept:
         self.lost = 0
         self._limits = limits
         self._budget = budget
+        self._allowance = allowance
         self._bytes = self._bytes_can_be_missed = 0
         # The oldest goes first; a dict would look for it among all that went before: 70 ms for 10,000 at once.
         self._messages: OrderedDict[int, tuple[Message, int]] = OrderedDict()
@@ -109,7 +111,8 @@ class Kept:
     def has_room(self, size: int) -> bool:
         """Whether that many bytes more can be kept without anything being cut that cannot be missed."""
         held = self._bytes - self._bytes_can_be_missed
-        return held + size + OWN_BYTES <= self._limits.kept_max_bytes
+        fits = held + size + OWN_BYTES <= self._limits.kept_max_bytes
+        return fits and self._allowance.has_room(size + OWN_BYTES, self._limits)
 
     def _keep(self, message: Message) -> None:
         size = _size(message)
@@ -120,9 +123,11 @@ class Kept:
             self._bytes_can_be_missed += size
         limits = self._limits
         while self._messages and (self._bytes > limits.kept_max_bytes or len(self._messages) > limits.kept_max):
-            self._cut_one()
+            self.cut_one()
+        self._allowance.make_room(self, limits)
 
-    def _cut_one(self) -> None:
+    def cut_one(self) -> None:
+        """Give up the oldest message, one that can be missed before others; there must be one."""
         if self._can_be_missed:
             number = self._can_be_missed.popleft()
         else:
@@ -139,6 +144,7 @@ class Kept:
     def _hold(self, size: int) -> None:
         self._bytes += size
         self._budget.used += size
+        self._allowance.used += size
 
     def forget(self) -> None:
         """The session is gone, and nobody will ask for any of it."""

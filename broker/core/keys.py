@@ -15,6 +15,7 @@ from typing import TypeAlias
 import msgspec
 
 from broker.core.budget import Budget
+from broker.core.counters import Counters
 from broker.core.errors import OK, WORKER_ERROR, Outcome
 from broker.core.events import Asked
 from broker.core.limits import Limits
@@ -63,17 +64,28 @@ class Kept(msgspec.Struct, frozen=True):
     kept_at: float
 
 
+class _Owner(msgspec.Struct, eq=False):
+    """What is kept for one principal, oldest first."""
+
+    names: OrderedDict[Name, None]
+    bytes: int = 0
+
+
 class Keys:
     """The work that is under way, and the replies that are kept, by the name of their key.
 
-    `limits.keys_kept_max`, `keys_kept_max_bytes` and `keys_kept_s` bound what is kept: the oldest go first, and a reply
-    that is larger than all may be is not kept at all.
+    `limits.keys_kept_max`, `keys_kept_max_bytes` and `keys_kept_s` bound what is kept: the oldest go first, those of
+    principals with more than `principal_share` of it before others', and a reply that is larger than all may be is not
+    kept at all.
     """
 
-    __slots__ = ("budget", "kept", "kept_bytes", "working")
+    __slots__ = ("_counters", "_greedy", "_owners", "budget", "kept", "kept_bytes", "working")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, counters: Counters) -> None:
         self.budget = budget
+        self._counters = counters
+        self._owners: dict[str, _Owner] = {}
+        self._greedy: dict[str, None] = {}  # principals above their share
         self.working: dict[Name, Work] = {}
         self.kept: OrderedDict[Name, Kept] = OrderedDict()
         self.kept_bytes = 0
@@ -141,8 +153,8 @@ class Keys:
         # Copied, so that nothing else is held: what came may be a view into all that was received with it.
         copied = Body(bytes(body.raw), tuple(map(bytes, body.attachments)))
         self.kept[work.name] = Kept(work.digest, outcome, copied, attempts, size, now)
-        self.kept_bytes += size
-        self.budget.used += size
+        self._owners.setdefault(work.name[0], _Owner(OrderedDict())).names[work.name] = None
+        self._count(work.name[0], size, limits)
         self.forget(limits, now)
 
     def forget(self, limits: Limits, now: float) -> None:
@@ -150,11 +162,33 @@ class Keys:
         while self.kept:
             oldest = next(iter(self.kept.values()))
             within = len(self.kept) <= limits.keys_kept_max and self.kept_bytes <= bytes_max(limits)
-            if within and now - oldest.kept_at < limits.keys_kept_s:
+            if now - oldest.kept_at >= limits.keys_kept_s:
+                self._let_go(next(iter(self.kept)), limits)
+            elif within:
                 return
-            self.kept.popitem(last=False)
-            self.kept_bytes -= oldest.size
-            self.budget.used -= oldest.size
+            elif self._greedy:
+                self._counters.over_share["replies"] += 1
+                self._let_go(next(iter(self._owners[next(iter(self._greedy))].names)), limits)
+            else:
+                self._let_go(next(iter(self.kept)), limits)
+
+    def _let_go(self, name: Name, limits: Limits) -> None:
+        size = self.kept.pop(name).size
+        del self._owners[name[0]].names[name]
+        self._count(name[0], -size, limits)
+
+    def _count(self, principal: str, size: int, limits: Limits) -> None:
+        """A principal has so many bytes more, or less."""
+        self.kept_bytes += size
+        self.budget.used += size
+        owner, share = self._owners[principal], limits.principal_share
+        owner.bytes += size
+        if owner.bytes > share * bytes_max(limits) or len(owner.names) > share * limits.keys_kept_max:
+            self._greedy[principal] = None
+        else:
+            self._greedy.pop(principal, None)
+        if not owner.names:
+            del self._owners[principal]
 
     def check(self, limits: Limits) -> None:
         """Assert that all views agree. For tests and simulators."""
@@ -167,6 +201,11 @@ class Keys:
                 assert request.attempt is None and request.stream is None and request.slot is not None
                 assert request not in request.endpoint.queue, "it has joined and waits for a worker too"
         assert self.kept_bytes == sum(kept.size for kept in self.kept.values())
+        assert sum(len(owner.names) for owner in self._owners.values()) == len(self.kept)
+        for principal, owner in self._owners.items():
+            assert all(name[0] == principal for name in owner.names)
+            assert owner.names and owner.bytes == sum(self.kept[name].size for name in owner.names)
+        assert self._greedy.keys() <= self._owners.keys()
         assert len(self.kept) <= limits.keys_kept_max and self.kept_bytes <= limits.keys_kept_max_bytes
 
 

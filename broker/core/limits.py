@@ -48,6 +48,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     keys_kept_max_bytes: int = 64 * 1024 * 1024
     """the same, their payloads"""
     keys_kept_s: float = 600.0
+    sessions_max: int = 100_000
+    """peers attached, or away and still within their grace"""
+    principal_share: float = 0.25
+    """what one principal may hold of `memory_soft_bytes` as messages kept for its sessions, of `sessions_max` as
+    sessions without a link, and, where others need the room, of `keys_kept_max` and `keys_kept_max_bytes`"""
     memory_soft_bytes: int = 1024 * 1024 * 1024
     """payloads and outboxes held in all, above which new requests are refused → overloaded, bound `memory`"""
     memory_hard_bytes: int = 1536 * 1024 * 1024

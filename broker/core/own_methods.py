@@ -17,9 +17,10 @@ from broker.core.errors import ENDED_HERE
 from broker.core.events import Asked, CloseLink
 from broker.core.messages import EMPTY, Body
 from broker.core.options import OptionError, merge
+from broker.core.outcomes import outcome_of
 from broker.core.refusals import DUPLICATE, Refusal, Refusals
 from broker.core.registry import Endpoint
-from broker.core.requests import Requests, outcome_of
+from broker.core.requests import Requests
 from broker.core.sessions import Session
 from broker.core.state import State
 from broker.core.topics import Topic, topic_of

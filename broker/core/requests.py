@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import msgspec
-
 from broker.core import errors
 from broker.core.access import Role
 from broker.core.errors import ENDED_OK, Kind, Outcome
 from broker.core.events import Answered, Asked, BadReply, Cancel, Deliver, Detached
-from broker.core.keys import JOINED_MAX, Kept, Work, digest_of
+from broker.core.keyed import Keyed
+from broker.core.keys import digest_of
 from broker.core.messages import Body, Call, CancelAttempt, End, Notify, ReplyMeta, Timing
-from broker.core.pending import ENDED, JOINED, QUEUED, Attempt, Request
+from broker.core.outcomes import milliseconds, outcome_of, timing_of
+from broker.core.pending import ENDED, QUEUED, Attempt, Request
 from broker.core.rates import Rates
-from broker.core.refusals import DUPLICATE, RETRY_AFTER_MS, Refusals
+from broker.core.refusals import DUPLICATE, Refusals
 from broker.core.registry import Endpoint, Registration
 from broker.core.sessions import Session
 from broker.core.state import State
@@ -29,16 +29,13 @@ from broker.core.streams import Stream, begin, new_stream
 _CALLER: int = Role.CALLER.value
 
 
-class Requests:
+class Requests(Keyed):
     """Everything that happens to requests."""
 
-    __slots__ = ("counters", "effects", "keys", "pending", "rates", "refusals", "registry", "state")
+    __slots__ = ("rates",)
 
     def __init__(self, state: State, refusals: Refusals) -> None:
-        self.state = state
-        self.refusals = refusals
-        self.registry, self.pending = state.registry, state.pending
-        self.counters, self.effects, self.keys = state.counters, state.effects, state.keys
+        super().__init__(state, refusals)
         self.rates = Rates()
 
     # ------------------------------------------------------------ in
@@ -70,8 +67,8 @@ class Requests:
         if len(session.requests) >= in_flight_max:
             self.refusals.overloaded(event, "in_flight", f"{in_flight_max} requests of this session are in flight")
             return
-        if state.budget.used > state.limits.memory_soft_bytes:
-            detail = f"{state.budget.used} bytes wait here, more than {state.limits.memory_soft_bytes}"
+        if state.budget.used > limits.memory_soft_bytes:
+            detail = f"{state.budget.used} bytes wait here, more than {limits.memory_soft_bytes}"
             self.refusals.overloaded(event, "memory", detail)
             return
         endpoint = self.registry.by_name.get(name)
@@ -166,17 +163,21 @@ class Requests:
             return False
         endpoint.queue.discard(displaced)
         detail = f"{endpoint.queue_max} requests wait for {endpoint.name}, and another caller had fewer than this one"
-        outcome = outcome_of(errors.OVERLOADED, displaced, now, detail=detail)
-        outcome = msgspec.structs.replace(outcome, bound="queue", retry_after_ms=RETRY_AFTER_MS)
-        self.counters.overloaded["queue"] += 1
         self.counters.displaced += 1
-        self._end(displaced, outcome, None, now)
+        self._end(displaced, self.overloaded(displaced, "queue", detail, now), None, now)
         return True
+
+    def overloaded(
+        self, request: Request, bound: str, detail: str, now: float, retryable: bool | None = None
+    ) -> Outcome:
+        """The outcome of a request that must go because this bound was reached; it is counted."""
+        self.counters.overloaded[bound] += 1
+        return outcome_of(errors.OVERLOADED, request, now, retryable, detail, bound=bound)
 
     def _assign(self, request: Request, registration: Registration, now: float) -> None:
         """Give a request to a worker that has been taken for it."""
-        if request.body.attachments and not self._fits(registration.session, request.body):
-            detail = f"as base64, for a worker that takes no binary frames, it is larger than {self._bound_text}"
+        if request.body.attachments and not self.state.fits(registration.session, request.body):
+            detail = f"as base64, for a worker that takes no binary frames, it is larger than {self.state.bound_text}"
             self._end(request, outcome_of(errors.TOO_LARGE, request, now, detail=detail), None, now)
             self.registry.unload(registration)
             return
@@ -200,7 +201,7 @@ class Requests:
         if endpoint is not None and allowed:
             registration = endpoint.free.choose(event.method, event.options.group)
             body = event.body
-            if registration is not None and (not body.attachments or self._fits(registration.session, body)):
+            if registration is not None and (not body.attachments or self.state.fits(registration.session, body)):
                 notify = Notify(endpoint.name, event.method, body, event.session)
                 self.effects.append(Deliver(registration.session, notify))
                 # So that the next goes to the next of its equals.
@@ -239,117 +240,6 @@ class Requests:
         self._end(request, outcome, None, now, event.session)
         self._free(attempt.registration, now)
 
-    def _fits(self, session: Session, body: Body) -> bool:
-        """Whether a body with attachments is within the bound for messages as this peer gets them."""
-        link = session.link
-        return link is None or link.takes_binary or body.expanded_size() <= self.state.limits.message_max_bytes
-
-    @property
-    def _bound_text(self) -> str:
-        return f"the bound of {self.state.limits.message_max_bytes} bytes for a message"
-
-    @property
-    def _too_large_reply(self) -> str:
-        return f"the reply as base64, for a caller that takes no binary frames, is larger than {self._bound_text}"
-
-    # ------------------------------------------------------------ idempotency keys
-
-    def _repeats(self, event: Asked, endpoint: Endpoint, digest: bytes, deadline: float, now: float) -> bool:
-        """Whether its key is known: then it joins the work that is under way, gets the reply that is kept, or ends."""
-        self.keys.forget(self.state.limits, now)
-        found = self.keys.find(event)
-        if found is None:
-            return False
-        if found.digest != digest:
-            detail = "an earlier request with this key had another method, other params or other attachments"
-            self.refusals.refuse(event, errors.KEY_CONFLICT, detail)
-        elif isinstance(found, Work):
-            if len(found.joined) >= JOINED_MAX:
-                self.refusals.overloaded(event, "queue", f"{JOINED_MAX} requests wait for what this key names")
-            else:
-                self._join(event, endpoint, found, deadline, now)
-        else:
-            self._repeat(event, found)
-        return True
-
-    def _knows(self, event: Asked, now: float) -> bool:
-        """Whether its key is known."""
-        self.keys.forget(self.state.limits, now)
-        return self.keys.find(event) is not None
-
-    def _join(self, event: Asked, endpoint: Endpoint, work: Work, deadline: float, now: float) -> None:
-        """Take in a request that waits for what another has asked."""
-        self.counters.accepted += 1
-        self.counters.keys_joined += 1
-        body = work.leader.body  # the same, and here already
-        assert event.wire_id is not None
-        request = self.pending.open(
-            event.session, event.wire_id, endpoint, event.method, body, event.options, now, deadline
-        )
-        self.keys.join(request, work)
-        leader = work.leader
-        if leader.deadline <= now and leader.attempt is None:  # it is due, and will not be given out any more
-            self._hand_over(work, request)
-            self._take_place(leader, request, now)
-
-    def _repeat(self, event: Asked, kept: Kept) -> None:
-        """Answer from what is kept."""
-        assert event.wire_id is not None
-        self.counters.keys_repeated += 1
-        session, options, outcome, body = event.session, event.options, kept.outcome, kept.body
-        if body.attachments and not self._fits(session, body):
-            self.refusals.refuse(event, errors.TOO_LARGE, self._too_large_reply)
-            return
-        meta = None
-        if options.meta:
-            meta = ReplyMeta(
-                attempts=kept.attempts, retryable=outcome.retryable, trace=options.trace, repeated=True
-            )  # fmt: skip
-        self.refusals.end(session, event.wire_id, outcome, body, meta)
-
-    def _hand_over(self, work: Work, successor: Request) -> None:
-        """Another of those that wait for some work leads from now on."""
-        self.keys.hand_over(work, successor)
-        if successor.stream is not None:
-            self.pending.put_off(successor, successor.stream.due(successor))
-
-    def _in_time(self, request: Request, now: float) -> Request:
-        """The request, or, if its time is over, the oldest with time left that has joined it: that one leads then."""
-        work = request.work
-        if work is not None and request.deadline <= now:
-            successor = work.in_time(now)
-            if successor is not None:
-                self._hand_over(work, successor)
-                return successor
-        return request
-
-    def _take_place(self, request: Request, successor: Request, now: float) -> None:
-        """One has handed over to another while no worker had the work: the place in the queue goes with it."""
-        queue = request.endpoint.queue
-        registration = request.endpoint.free.take(successor.method, successor.options.group)
-        if registration is None:
-            queue.replace(request, successor, request.endpoint.line_of(successor))
-        else:  # it was passed over when its turn came, for its time was over
-            queue.discard(request)
-            self._assign(successor, registration, now)
-
-    def _end_joined(
-        self, request: Request, outcome: Outcome, body: Body | None, now: float, worker: Session | None
-    ) -> None:
-        """A request with a key has ended. If the work ended with it, all that have joined it end alike."""
-        work = self.keys.leave(request)
-        if work is None:
-            return
-        if body is not None:
-            self.keys.keep(work, outcome, body, request.attempts, self.state.limits, now)
-        for joined in work.joined:
-            joined.work = None
-            joined.attempts = request.attempts
-            if outcome is not ENDED_OK:
-                outcome = msgspec.structs.replace(outcome, elapsed_ms=_milliseconds(now - joined.accepted_at))
-            self._end(joined, outcome, body, now, worker)
-        work.joined.clear()
-
     # ------------------------------------------------------------ streams
 
     def stream_of(self, request: Request, now: float) -> Stream:
@@ -375,8 +265,8 @@ class Requests:
         timing = timing_of(request, now) if options.timing else None
         self.pending.close(request)
         told, reply = outcome, body
-        if body is not None and body.attachments and not self._fits(session, body):
-            told, reply = outcome_of(errors.TOO_LARGE, request, now, detail=self._too_large_reply), None
+        if body is not None and body.attachments and not self.state.fits(session, body):
+            told, reply = outcome_of(errors.TOO_LARGE, request, now, detail=self.state.too_large_reply), None
         self.counters.end(told.kind.name, now - request.accepted_at)
         if session.link is not None:
             meta = self._reply_meta(request, told, now, worker, timing) if options.meta else None
@@ -390,7 +280,7 @@ class Requests:
         return ReplyMeta(
             worker=self.state.peer_name(worker) if worker else None,
             attempts=request.attempts,
-            elapsed_ms=_milliseconds(now - request.accepted_at),
+            elapsed_ms=milliseconds(now - request.accepted_at),
             retryable=outcome.retryable,
             trace=request.options.trace,
             timing=timing,
@@ -445,18 +335,6 @@ class Requests:
             self.counters.cancels += 1
         self._end(request, outcome, None, now, worker)
         self._free(registration, now)
-
-    def _step_back(self, request: Request, work: Work, outcome: Outcome, now: float) -> None:
-        """End one of several that wait for some work, which goes on for the others."""
-        if work.leader is not request:
-            self._end(request, outcome, None, now)
-            return
-        worker = request.attempt.session if request.attempt else None
-        successor = work.in_time(now) or next(iter(work.joined))
-        self._hand_over(work, successor)
-        self._end(request, outcome, None, now, worker)
-        if worker is None:
-            self._take_place(request, successor, now)
 
     def stop_all(self, requests: list[Request], kind: Kind, now: float, cause: str = "") -> None:
         """End many. Those that wait go first, so that a place that becomes free starts nothing that ends next."""
@@ -567,49 +445,6 @@ def _with_joined(queue: Iterable[Request]) -> list[Request]:
 def _is_said_again(event: Asked) -> bool:
     """Whether a session that outlives its links says a request again that is in flight: then it is that one."""
     earlier = event.session.requests[event.wire_id]
-    asked = event.endpoint, event.method, event.body
-    return event.session.kept is not None and asked == (earlier.endpoint.name, earlier.method, earlier.body)
-
-
-def outcome_of(
-    kind: Kind,
-    request: Request,
-    now: float,
-    retryable: bool | None = None,
-    detail: str = "",
-    phase: str = "",
-    cause: str = "",
-) -> Outcome:
-    """An outcome that says where the request stood."""
-    return Outcome(  # by position, which costs half of what names cost
-        kind,
-        detail,
-        kind.retryable if retryable is None else retryable,
-        request.attempts > 0,
-        request.endpoint.name,
-        request.method,
-        request.attempts,
-        _milliseconds(now - request.accepted_at),
-        phase,
-        cause,
-    )
-
-
-def timing_of(request: Request, now: float) -> Timing:
-    """When what happened to a request that ends now. One that has joined another waited for no worker."""
-    accepted_at, attempt, stream = request.accepted_at, request.attempt, request.stream
-    sent_at = request.sent_at if attempt is None else attempt.sent_at
-    waited_until = now if attempt is None else attempt.sent_at
-    queued_s = 0.0 if request.state is JOINED else max(0.0, waited_until - accepted_at - request.spent_s)
-    first_part_at = stream.first_part_at if stream else None
-    return Timing(
-        queued_ms=_milliseconds(queued_s),
-        dispatched_ms=None if sent_at is None else _milliseconds(max(0.0, sent_at - accepted_at)),
-        first_part_ms=None if first_part_at is None else _milliseconds(max(0.0, first_part_at - accepted_at)),
-        ended_ms=_milliseconds(now - accepted_at),
-    )
-
-
-def _milliseconds(seconds: float) -> float:
-    """To the microsecond; `round` costs three times as much."""
-    return int(seconds * 1e6 + 0.5) / 1e3
+    asked = event.endpoint, event.method, bytes(event.body.raw), event.body.attachments
+    before = earlier.endpoint.name, earlier.method, bytes(earlier.body.raw), earlier.body.attachments
+    return event.session.kept is not None and asked == before

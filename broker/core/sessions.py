@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.core.access import Grant, Role, is_admin, only_listening, roles_at
+from broker.core.access import Grant, Role, is_admin, only_listening, role_bits
 from broker.core.deadlines import Deadlines
 from broker.core.events import Attached, Link
 from broker.core.ids import AttemptId, SessionId, WireId
@@ -84,7 +84,7 @@ class Session:
         if roles is None:
             if len(self.roles) >= ROLES_REMEMBERED:
                 self.roles.clear()
-            roles = self.roles[endpoint] = roles_at(self.grants, endpoint).value
+            roles = self.roles[endpoint] = role_bits(self.grants, endpoint)
         return roles & role != 0
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from broker.core.allowances import Allowances
 from broker.core.budget import SMALL_BYTES, Budget, size_of
 from broker.core.counters import Counters
 from broker.core.deadlines import Deadlines
@@ -34,8 +35,8 @@ class State:
     """
 
     __slots__ = (
-        "ageing", "budget", "counters", "draining", "effects", "fanouts", "history_bytes", "join", "keys", "limits",
-        "node", "pending", "registry", "replays", "sessions", "started_at", "tells_places", "topics_made",
+        "ageing", "allowances", "budget", "counters", "draining", "effects", "fanouts", "history_bytes", "join", "keys",
+        "limits", "node", "pending", "registry", "replays", "sessions", "started_at", "tells_places", "topics_made",
     )  # fmt: skip
 
     def __init__(
@@ -56,8 +57,9 @@ class State:
         self.ageing: Deadlines[Topic] = Deadlines(AGEING_SLOT_S)
         self.topics_made = 0
         self.history_bytes = 0
-        self.keys = Keys(self.budget)
         self.counters = Counters()
+        self.keys = Keys(self.budget, self.counters)
+        self.allowances = Allowances(self.counters)
         self.effects: list[Effect] = []
 
     def peer_name(self, session: Session) -> str:
@@ -70,6 +72,21 @@ class State:
         if node != self.node or not (number.isascii() and number.isdigit()) or len(number) > 18:
             return None
         return self.sessions.by_id.get(int(number))
+
+    def fits(self, session: Session, body: Body) -> bool:
+        """Whether a body with attachments is within the bound for messages as this peer gets them."""
+        link = session.link
+        return link is None or link.takes_binary or body.expanded_size() <= self.limits.message_max_bytes
+
+    @property
+    def bound_text(self) -> str:
+        """What the bound for messages is called in a detail."""
+        return f"the bound of {self.limits.message_max_bytes} bytes for a message"
+
+    @property
+    def too_large_reply(self) -> str:
+        """What is said of a reply that does not fit."""
+        return f"the reply as base64, for a caller that takes no binary frames, is larger than {self.bound_text}"
 
     def moved(self, session: Session) -> None:
         """A session has come to an endpoint, or left one."""
@@ -124,6 +141,7 @@ class State:
             for topic in session.subscriptions:
                 assert session in topic.subscribers
         self.keys.check(self.limits)
+        self.allowances.check(list(sessions))
         named = sum(request.work is not None for request in self.requests())
         assert named == sum(1 + len(work.joined) for work in self.keys.working.values())
         for endpoint in self.registry.by_name.values():

@@ -6,16 +6,14 @@ sender stops. What breaks these rules ends its request; what comes for a request
 
 from __future__ import annotations
 
-import msgspec
-
 from broker.core import errors
 from broker.core.budget import size_of
-from broker.core.errors import Kind
+from broker.core.errors import Kind, Outcome
 from broker.core.events import CreditGranted, Deliver, Overrun, PartSent, Progressed
 from broker.core.messages import Credit, Part, Progress
+from broker.core.outcomes import outcome_of
 from broker.core.pending import STREAMING, Attempt, Request
-from broker.core.refusals import RETRY_AFTER_MS
-from broker.core.requests import Requests, outcome_of
+from broker.core.requests import Requests
 from broker.core.sessions import Session
 from broker.core.state import State
 from broker.core.streams import FIRST_CREDIT, Stream, tell_caller, tell_worker
@@ -136,20 +134,18 @@ class Streaming:
         used, hard = self.state.budget.used, self.state.limits.memory_hard_bytes
         if used + size <= hard:
             return False
-        self.counters.overloaded["memory"] += 1
-        self._break_off(request, errors.OVERLOADED, f"{used} bytes wait here, of {hard}", now, "memory")
+        retryable = request.options.idempotent or not request.attempts
+        detail = f"{used} bytes wait here, of {hard}"
+        self._stop(request, self.requests.overloaded(request, "memory", detail, now, retryable), now)
         return True
 
-    def _break_off(self, request: Request, kind: Kind, detail: str, now: float, bound: str = "") -> None:
-        """One side broke the rules, or a bound: the request ends and both are told."""
-        self.counters.streams_broken += 1
+    def _break_off(self, request: Request, kind: Kind, detail: str, now: float) -> None:
+        """One side broke the rules: the request ends and both are told."""
         retryable = kind is errors.BAD_REPLY and request.options.idempotent
-        outcome = outcome_of(kind, request, now, retryable, detail=detail)
-        if bound:
-            retryable = request.options.idempotent or not request.attempts
-            outcome = msgspec.structs.replace(
-                outcome, retryable=retryable, bound=bound, retry_after_ms=RETRY_AFTER_MS
-            )  # fmt: skip
+        self._stop(request, outcome_of(kind, request, now, retryable, detail=detail), now)
+
+    def _stop(self, request: Request, outcome: Outcome, now: float) -> None:
+        self.counters.streams_broken += 1
         self.requests.stop(request, outcome, now)
 
     def overrun(self, event: Overrun, now: float) -> None:

@@ -8,11 +8,13 @@ callback of a receiver is ever made from inside `Link.send`, `Link.close` or `Li
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, Protocol
 
-from broker.links.limits import UNSPLIT_BYTES, LinkLimits
+from broker.links.end import CLOSING, GONE, OPEN, SLOW_CONSUMER, LinkEnd, Receiver
+from broker.links.limits import UNSPLIT_BYTES, LinkCounters, LinkLimits
+from broker.wire import native
 from broker.wire.frames import (
     BINARY,
     BROKEN,
@@ -33,48 +35,11 @@ if TYPE_CHECKING:
 
     from broker.links.loop import LoopLinks
 
-log = logging.getLogger(__name__)
-
-OPEN, CLOSING, GONE = 0, 1, 2
-
-SLOW_CONSUMER = 4408
 TOO_MANY = 4429
-INTERNAL_ERROR = 1011
 
 READING_S = 1.0
 _LINKS_PER_SLICE = 128
 _PING_FRAME = frame_header(PING, 0)
-
-
-class Receiver(Protocol):
-    """Who takes what a link receives. Called on the link's event loop, never inside a call to the link's
-    own `send`, `close` or `abort`.
-    """
-
-    def message(self, payload: bytes, binary: bool) -> None:
-        """One whole message; text (``binary`` False) is valid UTF-8."""
-
-    def congested(self, congested: bool) -> None:
-        """The outbox is above its soft bound (True), or below half of it again (False)."""
-
-    def closed(self, code: int, reason: str) -> None:
-        """No message will come any more; exactly once, the last call. 1006: the connection broke."""
-
-
-class Nobody:
-    """Takes nothing: stands in until `Link.start` and after the end, and for links that are turned away."""
-
-    def message(self, payload: bytes, binary: bool) -> None:
-        """Drop it."""
-
-    def congested(self, congested: bool) -> None:
-        """Do nothing."""
-
-    def closed(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-
-_NOBODY = Nobody()
 
 
 class Flushed(Protocol):
@@ -93,10 +58,18 @@ class Writer:
     the next turn, after the loop has looked at its other work.
     """
 
-    __slots__ = ("_dirty", "_loop", "_scheduled")
+    __slots__ = ("_counters", "_dirty", "_flush_link", "_loop", "_scheduled")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: LinkCounters | None = None,
+        flush_link: Callable[[Flushed], int | None] = methodcaller("flush"),
+    ) -> None:
+        """Make one; `flush_link` flushes and returns the bytes that are to be counted here."""
         self._loop = loop
+        self._counters = counters or LinkCounters()
+        self._flush_link = flush_link
         self._dirty: list[Flushed] = []
         self._scheduled = False
 
@@ -117,11 +90,23 @@ class Writer:
             self._loop.call_soon(self._flush)
         else:
             self._scheduled = False
-        for link in links:
-            link.flush()
+        flush_link = self._flush_link
+        flushed = writes = written = 0
+        try:
+            for link in links:
+                flushed += 1
+                if size := flush_link(link):
+                    writes += 1
+                    written += size
+        finally:
+            self._counters.writes += writes
+            self._counters.bytes_out += written
+            for link in links[flushed:]:  # an exception that ends programs came through; this one may go on
+                link.dirty = False
+                self.mark(link)
 
 
-class Link:
+class Link(LinkEnd):
     """One WebSocket connection after its handshake, at either end.
 
     Not thread-safe: everything is called on the event loop. Nothing raises because a connection is gone:
@@ -130,16 +115,10 @@ class Link:
 
     __slots__ = (
         "_begun",
-        "_code",
-        "_congested",
-        "_counted",
         "_early",
         "_ended_early",
         "_hard_bytes",
         "_holding",
-        "_limits",
-        "_links",
-        "_loop",
         "_mask",
         "_no_more",
         "_parser",
@@ -148,23 +127,11 @@ class Link:
         "_ping_second",
         "_read_at",
         "_read_mark",
-        "_reason",
-        "_receiver",
-        "_reported",
-        "_started",
-        "_state",
         "_writer",
         "blocked",
-        "broadcasts_dropped",
-        "dirty",
-        "enqueued",
-        "flushed",
         "heard",
         "heard_at",
-        "paused",
         "pinged_at",
-        "remote",
-        "subprotocol",
     )
 
     turn_bytes: int
@@ -178,19 +145,17 @@ class Link:
         early: bytes = b"",
         limits: LinkLimits | None = None,
     ) -> None:
-        self._links = links
-        self._loop = links.loop
+        super().__init__(links, limits or links.limits, remote)
         self._writer = links.writer
-        self._limits = limits or links.limits
+        self.reader = reader = links.new_reader(masked=not client, limits=self._limits)
         self._parser = FrameParser(
             masked=not client,
             unmask=links.unmask,
             message_max_bytes=self._limits.message_max_bytes,
             fragments_max=self._limits.fragments_max,
+            reader=reader,
         )
         self._mask: Callable[[], bytes] | None = links.next_mask if client else None
-        self._receiver: Receiver = _NOBODY
-        self._started = False
         self._begun = False  # the turn after `start` has come
         self._early = early  # bytes that came before it
         self._ended_early = False
@@ -198,44 +163,19 @@ class Link:
         self._hard_bytes = self._limits.outbox_hard_bytes
         self._read_mark = 0  # `flushed` when it was last seen to grow, above the hard bound
         self._read_at = 0.0
-        self._congested = False
-        self._counted = 0  # bytes of the outbox that stand in the budget
-        self._state = OPEN
         self._no_more = False  # nothing that the peer still sends means anything
-        self._reported = False
-        self._code, self._reason = BROKEN, ""
         self._holding = False  # events wait in the parser for the next loop turn
         self._ping_count, self._ping_second = 0, 0
-        self.dirty = False
         self.blocked = False
-        self.paused = False
         self.heard = False
         self.heard_at = 0.0
         self.pinged_at = 0.0
-        self.enqueued = 0
-        self.flushed = 0
-        self.broadcasts_dropped = 0
-        self.remote = remote
-        self.subprotocol: str | None = None
 
-    def __repr__(self) -> str:
-        state = ("open", "closing", "gone")[self._state]
-        return f"<{type(self).__name__} {self.remote} {state} outbox={self.outbox_bytes}>"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether what is sent now still has a chance to arrive."""
-        return self._state == OPEN
-
-    @property
-    def outbox_bytes(self) -> int:
-        """Bytes accepted and not yet taken by the kernel."""
-        return self.enqueued - self.flushed
-
-    @property
-    def flushed_at_last(self) -> int:
-        """How far `flushed` can still come: a closing link writes what is queued, one that is gone nothing."""
-        return self.flushed if self._state == GONE else self.enqueued
+    def new_writer(self, prefix: bytes, endpoint: str, meta: bool) -> native.Writer | None:
+        """What writes plain messages into the outbox in C; None where nothing is read in C."""
+        if self.reader is None or self._mask is not None:
+            return None
+        return native.Writer(prefix, endpoint, self, self._writer.mark, self._limits.outbox_soft_bytes, meta)
 
     # ── what the owner calls ──
 
@@ -249,7 +189,7 @@ class Link:
 
     def open_with(self, response: bytes) -> None:
         """Queue what comes before all frames: the server's part of the handshake."""
-        self._push(response)
+        self.push(response)
 
     def send(self, payload: bytes | memoryview, binary: bool = False) -> None:
         """Queue one whole message; text must be UTF-8. Joined with others of this loop turn."""
@@ -258,7 +198,7 @@ class Link:
         if self._mask is not None or size > UNSPLIT_BYTES:
             self._send_split(opcode, (payload,), size)
         else:
-            self._push(frame_header(opcode, size) + payload)
+            self.push(frame_header(opcode, size) + payload)
 
     def send_parts(self, parts: list[bytes | memoryview], binary: bool = False) -> None:
         """Queue one whole message that is given in pieces, without joining them first. The list is used up."""
@@ -273,7 +213,7 @@ class Link:
             self._send_split(opcode, parts, size)
         else:
             parts.insert(0, frame_header(opcode, size))
-            self._push(b"".join(parts))
+            self.push(b"".join(parts))
 
     def send_frame(self, frame: bytes) -> bool:
         """Queue a broadcast: a whole unmasked frame that was built once for all listeners.
@@ -289,13 +229,7 @@ class Link:
             return False
         if len(frame) > UNSPLIT_BYTES + 10:
             return self._accept([frame[:UNSPLIT_BYTES], memoryview(frame)[UNSPLIT_BYTES:]], len(frame))
-        return self._push(frame)
-
-    def is_crowded(self) -> bool:
-        """Whether the link is closing, or its outbox above the soft bound; then the receiver is told when it is not."""
-        if self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
-            self._congested = True
-        return self._congested or self._state != OPEN
+        return self.push(frame)
 
     def pause_reading(self) -> None:
         """Stop reading; at most 512 messages that were already parsed still come."""
@@ -348,7 +282,7 @@ class Link:
         mask, unmask = self._mask(), self._links.unmask
         payload = b"".join(parts)
         if size <= UNSPLIT_BYTES:
-            self._push(masked_frame(opcode, payload, mask, unmask))
+            self.push(masked_frame(opcode, payload, mask, unmask))
             return
         # Masking in pieces stays in the processor's cache: six times faster for 16 MiB than in one go.
         header = masked_header(opcode, size, mask)
@@ -356,7 +290,8 @@ class Link:
         masked = [memoryview(unmask(mask, payload[at : at + step])) for at in range(0, size, step)]
         self._accept([header, *masked], len(header) + size)
 
-    def _push(self, piece: bytes) -> bool:
+    def push(self, piece: bytes) -> bool:
+        """Queue what is a whole unmasked frame already."""
         if self._state:
             return False
         size = len(piece)
@@ -401,26 +336,27 @@ class Link:
             self._read_mark, self._read_at = self.flushed, now
         return now - self._read_at < READING_S
 
-    def flush(self) -> None:
-        """Hand what is queued to the kernel, as far as this turn's bound goes. The writer calls it."""
+    def flush(self, taken: int = 0) -> None:
+        """Hand what is queued to the kernel, as far as this turn's bound goes. The writer calls it.
+
+        With `taken`, all that is queued is within that bound, and so many bytes of it have been written already.
+        """
         self.dirty = False
         if self._state == GONE:
             return
         if self._pieces and not self.blocked:
             if self.enqueued - self.flushed <= self.turn_bytes:
-                pieces = self._pieces
-                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                self._pieces = []
+                pieces, self._pieces = self._pieces, []
             else:
-                data = self._cut()
-            self._hand(data)
+                pieces = self._cut()
+            self._hand(pieces, taken)
             if self._pieces and not self.blocked:
                 self._writer.mark(self)
         self._watch_bounds()
         if self._state == CLOSING and self.enqueued == self.flushed:
             self._drained()
 
-    def _cut(self) -> bytes | memoryview:
+    def _cut(self) -> list[bytes | memoryview]:
         """Take the front of the queue, at most one turn's bytes; only the middle of large frames is split."""
         room = self.turn_bytes
         pieces = self._pieces
@@ -436,7 +372,7 @@ class Link:
             room -= len(piece)
             whole += 1
         del pieces[:whole]
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+        return taken
 
     def _watch_bounds(self) -> None:
         waiting = self.enqueued - self.flushed
@@ -452,13 +388,6 @@ class Link:
         elif waiting > soft and not self._congested:
             self._congested = True
             self._tell_congested(True)
-
-    def _tell_congested(self, congested: bool) -> None:
-        if self._state == OPEN:
-            try:
-                self._receiver.congested(congested)
-            except Exception:
-                self._receiver_failed()
 
     def slow(self, reason: str) -> None:
         """Close as a slow consumer: what waits is dropped, all but the frame being written."""
@@ -476,7 +405,7 @@ class Link:
         del self._pieces[split:]
         self.enqueued -= dropped
         self._enter_closing(close_payload(SLOW_CONSUMER, "slow consumer"))
-        self._loop.call_soon(self._report, SLOW_CONSUMER, reason)
+        self._loop.call_soon(self._report)
 
     def progress(self) -> int:
         """Return `flushed`, brought up to date with what the kernel has taken of a blocked write."""
@@ -507,20 +436,31 @@ class Link:
     def _feed(self, data: bytes) -> None:
         """Take a chunk from the transport."""
         self.heard = True
-        counters = self._links.counters
-        counters.bytes_in += len(data)
+        self._links.counters.bytes_in += len(data)
         if self._no_more:
             return
         if not self._begun:
             self._early += data
             self._pause_transport()
             return
+        self._receive(self._parser.feed(data))
+
+    def _receive(self, events: list[Any]) -> None:
+        """Give the receiver what the parser made of a chunk: tuples, or what was decoded in C already."""
         parser = self._parser
-        events = parser.feed(data)
-        counters.frames_in += len(events)
-        receiver = self._receiver
+        self._links.counters.frames_in += len(events)
+        receiver: Any = self._receiver
+        decoded: list[Any] = []  # a run of what was
         try:
-            for opcode, payload in events:
+            for event in events:
+                if type(event) is not tuple:
+                    decoded.append(event)
+                    continue
+                if decoded:
+                    if self._state == OPEN:
+                        receiver.decoded(decoded)
+                    decoded = []
+                opcode, payload = event
                 if opcode <= BINARY:
                     if self._state == OPEN:
                         receiver.message(payload, opcode == BINARY)
@@ -528,6 +468,8 @@ class Link:
                     self._pinged(payload)
                 elif opcode == CLOSE:
                     self._peer_closes(payload)
+            if decoded and self._state == OPEN:
+                receiver.decoded(decoded)
         except Exception:
             self._receiver_failed()
         if parser.violation is not None and not self._no_more:
@@ -558,21 +500,16 @@ class Link:
         elif self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
             self._links.counters.pongs_dropped += 1
         else:
-            self._push(self._control_frame(PONG, payload))
+            self.push(self._control_frame(PONG, payload))
 
     def ping(self) -> None:
         """Queue a ping; `heard` tells whether anything came."""
-        self._push(self._control_frame(PING, b"") if self._mask else _PING_FRAME)
+        self.push(self._control_frame(PING, b"") if self._mask else _PING_FRAME)
 
     def _control_frame(self, opcode: int, payload: bytes) -> bytes:
         if self._mask is not None:
             return masked_frame(opcode, payload, self._mask(), self._links.unmask)
         return frame_header(opcode, len(payload)) + payload
-
-    def _receiver_failed(self) -> None:
-        log.exception("receiver of %s failed", self.remote)
-        self._links.counters.receiver_errors += 1
-        self.close(INTERNAL_ERROR, "internal error")
 
     # ── the end ──
 
@@ -594,7 +531,7 @@ class Link:
             self._enter_closing(payload[:2])
         else:
             self._writer.mark(self)
-        self._report(self._code, self._reason)
+        self._report()
 
     def _violated(self, code: int, reason: str) -> None:
         """Tell the peer what it did against the RFC; nothing it sends is understood any more (7.1.7)."""
@@ -605,7 +542,7 @@ class Link:
             self._enter_closing(close_payload(code, reason))
         else:
             self._writer.mark(self)
-        self._report(self._code, self._reason)
+        self._report()
 
     def _drained(self) -> None:
         """Everything is written, our close frame last. If nothing is left to hear, we go (7.1.1)."""
@@ -628,23 +565,15 @@ class Link:
             self._counted = 0
             self._links.forget(self)
         if self._begun:
-            self._report(self._code, self._reason)
-
-    def _report(self, code: int, reason: str) -> None:
-        if self._reported:
-            return
-        self._reported = True
-        receiver, self._receiver = self._receiver, _NOBODY
-        try:
-            receiver.closed(code, reason)
-        except Exception:
-            log.exception("receiver of %s failed", self.remote)
-            self._links.counters.receiver_errors += 1
+            self._report()
 
     # ── what a kind of link does in its own way ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
-        """Give bytes to the transport; set `blocked` if it did not take all, count `flushed`."""
+    def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
+        """Give bytes to the transport; set `blocked` if it did not take all, count `flushed`.
+
+        Of a socket the first `taken` have been written already.
+        """
         raise NotImplementedError
 
     def _pause_transport(self) -> None:
@@ -659,3 +588,7 @@ class Link:
 
     def _abort_transport(self) -> None:
         raise NotImplementedError
+
+
+if native.Writer is not None:
+    native.know_outbox(Link)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
-from broker.links.link import CLOSING, GONE, INTERNAL_ERROR, OPEN, SLOW_CONSUMER, Link, Nobody, Receiver, log
+from broker.links.end import CLOSING, GONE, OPEN, SLOW_CONSUMER, LinkEnd, Receiver
+from broker.links.link import Link
+from broker.links.zeromq import ZmqLink
 from broker.wire.frames import BINARY, BROKEN, TOO_BIG
 
 if TYPE_CHECKING:
     import asyncio
 
     from broker.links.loop import LoopLinks
-
-_NOBODY = Nobody()
 
 
 def make_pair(here: LoopLinks, there: LoopLinks, *, remote: str = "in process") -> tuple[PairLink, PairLink]:
@@ -31,55 +31,22 @@ def make_pair(here: LoopLinks, there: LoopLinks, *, remote: str = "in process") 
     ends = PairLink(here, remote), PairLink(there, remote)
     ends[0].other, ends[1].other = ends[1], ends[0]
     for end in ends:
-        end.links.join(end)
+        end._links.join(end)
     return ends
 
 
-class PairLink:
+class PairLink(LinkEnd):
     """One end. `enqueued` counts the bytes it has been given, `flushed` those that reached the other end's receiver."""
 
-    __slots__ = (
-        "_close_timer", "_code", "_congested", "_counted", "_limits", "_loop", "_outbox", "_reason", "_receiver",
-        "_reported", "_started", "_state", "broadcasts_dropped", "dirty", "enqueued", "flushed", "links", "other",
-        "paused", "remote", "subprotocol",
-    )  # fmt: skip
+    __slots__ = ("_close_timer", "_outbox", "other")
 
     other: PairLink
 
     def __init__(self, links: LoopLinks, remote: str) -> None:
-        self.links = links
-        self._loop = links.loop
-        self._limits = links.limits
-        self._receiver: Receiver = _NOBODY
+        super().__init__(links, links.limits, remote)
         self._outbox: deque[tuple[bytes, bool]] = deque()
-        self._started = self._congested = self._reported = False
-        self._counted = 0  # bytes of the outbox that stand in the budget
-        self._state = OPEN
-        self._code, self._reason = BROKEN, ""
         self._close_timer: asyncio.TimerHandle | None = None
-        self.dirty = False
-        self.paused = False
-        self.enqueued = self.flushed = self.broadcasts_dropped = 0
-        self.remote = remote
-        self.subprotocol: str | None = "jsonrpc"
-
-    def __repr__(self) -> str:
-        return f"<PairLink {('open', 'closing', 'gone')[self._state]} outbox={self.outbox_bytes}>"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether what is sent now still has a chance to arrive."""
-        return self._state == OPEN
-
-    @property
-    def outbox_bytes(self) -> int:
-        """Bytes accepted and not yet taken by the other end."""
-        return self.enqueued - self.flushed
-
-    @property
-    def flushed_at_last(self) -> int:
-        """How far `flushed` can still come: a closing end hands over what is queued, one that is gone nothing."""
-        return self.flushed if self._state == GONE else self.enqueued
+        self.subprotocol = "jsonrpc"
 
     # ── what the owner calls ──
 
@@ -90,7 +57,7 @@ class PairLink:
         self._started = True
         self._receiver = receiver
         if self._state == GONE:
-            self._loop.call_soon(self._report)
+            self._loop.call_soon(self._part)
         else:
             self.other._mark()
 
@@ -100,13 +67,13 @@ class PairLink:
             return
         waiting, size = self.enqueued - self.flushed, len(payload)
         if waiting and waiting + size > self._bound_bytes:
-            self.links.counters.slow_closes += 1
+            self._links.counters.slow_closes += 1
             self._end(SLOW_CONSUMER, f"{waiting} bytes wait in the outbox, and {size} more came")
             return
         self.enqueued += size
         self._outbox.append((bytes(payload), binary))
         if not self.dirty:
-            self.links.writer.mark(self)
+            self._links.writer.mark(self)
 
     def send_parts(self, parts: list[bytes | memoryview], binary: bool = False) -> None:
         """Queue one whole message that is given in pieces."""
@@ -116,17 +83,11 @@ class PairLink:
         """Queue an unmasked frame that was built once for all listeners. False if a bound dropped it."""
         if self._state or self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
             self.broadcasts_dropped += 1
-            self.links.counters.broadcasts_dropped += 1
+            self._links.counters.broadcasts_dropped += 1
             return False
         short = frame[1]  # RFC 6455, section 5.2: the length itself, or 126 and two bytes, or 127 and eight
         self.send(frame[2 if short < 126 else 4 if short == 126 else 10 :], frame[0] & 0x0F == BINARY)
         return True
-
-    def is_crowded(self) -> bool:
-        """Whether it is closing, or its outbox above the soft bound; then the receiver is told when it is not."""
-        if self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
-            self._congested = True
-        return self._congested or self._state != OPEN
 
     def pause_reading(self) -> None:
         """Take no more from the other end until `resume_reading`."""
@@ -161,7 +122,7 @@ class PairLink:
 
     def _mark(self) -> None:
         if self._state != GONE:
-            self.links.writer.mark(self)
+            self._links.writer.mark(self)
 
     def flush(self) -> None:
         """Give the other end what has gathered, about one turn's bytes. The writer calls it."""
@@ -185,7 +146,7 @@ class PairLink:
     def _take(self, payload: bytes, binary: bool) -> None:
         """One message from the other end."""
         if len(payload) > self._limits.message_max_bytes:
-            self.links.counters.protocol_errors += 1
+            self._links.counters.protocol_errors += 1
             self.close(TOO_BIG, f"a message of {len(payload)} bytes is above the bound")
             return
         try:
@@ -196,27 +157,16 @@ class PairLink:
     def _watch_bounds(self) -> None:
         waiting = self.enqueued - self.flushed
         if waiting != self._counted:
-            self.links.count(waiting - self._counted)
+            self._links.count(waiting - self._counted)
             self._counted = waiting
         soft = self._limits.outbox_soft_bytes
         if waiting <= soft // 2:
             if self._congested:
+                self._congested = False
                 self._tell_congested(False)
         elif waiting > soft and not self._congested:
+            self._congested = True
             self._tell_congested(True)
-
-    def _tell_congested(self, congested: bool) -> None:
-        self._congested = congested
-        if self._state == OPEN:
-            try:
-                self._receiver.congested(congested)
-            except Exception:
-                self._receiver_failed()
-
-    def _receiver_failed(self) -> None:
-        log.exception("receiver of %s failed", self.remote)
-        self.links.counters.receiver_errors += 1
-        self.close(INTERNAL_ERROR, "internal error")
 
     # ── the end ──
 
@@ -236,22 +186,15 @@ class PairLink:
                 if end._close_timer is not None:
                     end._close_timer.cancel()
                     end._close_timer = None
-                end.links.count(-end._counted)
+                end._links.count(-end._counted)
                 end._counted = 0
-                self._loop.call_soon(end._report)
+                self._loop.call_soon(end._part)
 
-    def _report(self) -> None:
-        self.links.part(self)
-        if self._reported or not self._started:
-            return
-        self._reported = True
-        receiver, self._receiver = self._receiver, _NOBODY
-        try:
-            receiver.closed(self._code, self._reason)
-        except Exception:
-            log.exception("receiver of %s failed", self.remote)
-            self.links.counters.receiver_errors += 1
+    def _part(self) -> None:
+        self._links.part(self)
+        if self._started:
+            self._report()
 
 
-AnyLink: TypeAlias = Link | PairLink
-"""What a peer talks over: a WebSocket, or an end of a pair."""
+AnyLink: TypeAlias = Link | PairLink | ZmqLink
+"""What a peer talks over: a WebSocket, an end of a pair, or ZeroMQ."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, cast
 
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
+from broker.links.loop import WHOLE_RECEIVE_BYTES
+from broker.wire import native
+from broker.wire.frames import CARRY_MAX_BYTES
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
 
 _TLS_WRITE_BUFFER_BYTES = 65_536
+GATHER_BYTES, GATHERED_MAX = 4096, 1000
+"""of each piece on average, from which on they are written without being joined first, and so many at most: 5 µs less
+for a request and a reply of 16 KiB"""
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
@@ -21,7 +28,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
     never holds more than one turn's write: what the kernel does not take stays in the outbox.
     """
 
-    __slots__ = ("_in_transport", "_transport", "turn_bytes")
+    __slots__ = ("_fd", "_in_transport", "_rest_size", "_transport", "turn_bytes")
 
     _transport: asyncio.Transport
 
@@ -37,6 +44,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         super().__init__(links, client=client, remote=remote, early=early, limits=limits)
         self.turn_bytes = self._limits.write_turn_bytes
         self._in_transport = 0
+        self._fd = -1
+        self._rest_size = 0
 
     # ── asyncio's side ──
 
@@ -46,16 +55,34 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         # A TLS transport of asyncio with a bound of 0 pauses and is never resumed.
         tls = transport.get_extra_info("ssl_object") is not None
         self._transport.set_write_buffer_limits(high=_TLS_WRITE_BUFFER_BYTES if tls else 0)
+        if not tls and not self._transport.get_write_buffer_size():
+            plain = transport.get_extra_info("socket")
+            self._fd = -1 if plain is None else plain.fileno()
         self._transport.pause_reading()
         self._links.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the buffer that all links of this loop share."""
-        return self._links.receive_buffer
+        """Return the buffer that all links of this loop share, behind the beginning of a frame that waits for more."""
+        links, parser = self._links, self._parser
+        if self.reader is None or parser.is_collecting:
+            self._rest_size = 0
+            return links.receive_room
+        rest = parser.rest
+        size = self._rest_size = len(rest) if len(rest) <= CARRY_MAX_BYTES else 0
+        if not size:
+            return links.whole_receive_room
+        links.receive_buffer[:size] = rest
+        return links.receive_buffer[size : size + WHOLE_RECEIVE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
-        self._feed(bytes(self._links.receive_buffer[:nbytes]))
+        links, size = self._links, self._rest_size
+        if self.reader is None or not self._begun or self._no_more or len(self._parser.rest) != size:
+            self._feed(bytes(links.receive_buffer[size : size + nbytes]))
+            return
+        self.heard = True
+        links.counters.bytes_in += nbytes
+        self._receive(self._parser.feed_buffer(links.receive_buffer, size + nbytes))
 
     def eof_received(self) -> None:
         """The peer says nothing more: asyncio closes the transport."""
@@ -74,17 +101,40 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._writer.mark(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is gone."""
+        """The socket is gone, and its number may be another's from now on."""
+        self._fd = -1
         self._lost()
 
     # ── the link's side ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
-        size = len(data)
+    def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
         if self._transport.is_closing():
             self._pieces.clear()
             return
-        self._transport.write(data)
+        # The transport holds nothing now: with a bound of 0 it pauses with the first byte it keeps, and what is blocked
+        # is not handed anything. It closes the socket only after `is_closing` is true. So the detour over it can be
+        # left out (0.9 µs with uvloop); it gets what the kernel does not take, and finds out itself what is wrong.
+        count = len(pieces)
+        data: bytes | memoryview = b""
+        if taken:
+            data = b"".join(pieces)
+            size = len(data)
+        elif count == 1 or self._fd < 0 or self.enqueued - self.flushed < GATHER_BYTES * count or count > GATHERED_MAX:
+            data = pieces[0] if count == 1 else b"".join(pieces)
+            size = len(data)
+            if self._fd >= 0:
+                try:
+                    taken = os.write(self._fd, data)
+                except OSError:
+                    taken = 0
+        else:
+            size = sum(map(len, pieces))
+            try:
+                taken = os.writev(self._fd, pieces)
+            except OSError:
+                taken = 0
+        if taken < size:
+            self._transport.write(memoryview(data or b"".join(pieces))[taken:])
         if self.blocked:
             self._in_transport = min(size, self._transport.get_write_buffer_size())
         self.flushed += size - self._in_transport
@@ -120,3 +170,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def _abort_transport(self) -> None:
         self._transport.abort()
+
+
+if native.Writer is not None:
+    native.know_socket(SocketLink, LinkLimits)

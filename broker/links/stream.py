@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
+from broker.links.end import GONE, OPEN
 from broker.links.limits import LinkLimits
-from broker.links.link import GONE, OPEN, Link
+from broker.links.link import Link
 
 if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
@@ -18,6 +19,8 @@ _READ_BYTES = 262_144
 _READS_PER_TURN = 4
 _LEFT_OVER_BYTES = 1 << 30
 _WRITE_BYTES = 65_536
+SILENCE_S = 0.1
+"""nothing comes for so long from who broke the protocol under TLS: it has seen our close frame, or never will"""
 
 
 class StreamLink(Link):
@@ -27,7 +30,7 @@ class StreamLink(Link):
     always looked at. At most one read is outstanding.
     """
 
-    __slots__ = ("_finished", "_reading", "_stream", "_writing_bytes", "turn_bytes")
+    __slots__ = ("_finished", "_reading", "_silent", "_stream", "_writing_bytes", "turn_bytes")
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class StreamLink(Link):
         self._stream = stream
         self._reading = False
         self._finished = False
+        self._silent = False
         self._writing_bytes = 0
         links.add(self)
         stream.set_close_callback(self._lost)
@@ -87,6 +91,7 @@ class StreamLink(Link):
             self._read()
 
     def _take(self, future: asyncio.Future[bytes]) -> bool:
+        self._silent = False
         if future.cancelled() or future.exception() is not None:
             return False  # the stream's close callback tells
         if self._may_read():
@@ -98,7 +103,8 @@ class StreamLink(Link):
 
     # ── writing ──
 
-    def _hand(self, data: bytes | memoryview) -> None:
+    def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         size = len(data)
         counters = self._links.counters
         counters.writes += 1
@@ -153,8 +159,18 @@ class StreamLink(Link):
                 self._stream.close()
         elif self._parser.violation is None:
             self._stream.close()
-        # else: TLS has no half-close. After a violation the peer may still be sending, and closing now could
-        # reset the connection before it has read our close frame; it goes, or the close timeout ends.
+        else:
+            # TLS has no half-close. After a violation the peer may still be sending, and closing now could reset the
+            # connection before it has read our close frame: it goes, falls silent, or the close timeout ends.
+            self._silent = False
+            self._leave_when_silent()
+
+    def _leave_when_silent(self) -> None:
+        if self._silent:
+            self._stream.close()
+        elif self._state != GONE:
+            self._silent = True
+            self._loop.call_later(SILENCE_S, self._leave_when_silent)
 
     def _abort_transport(self) -> None:
         self._stream.close()

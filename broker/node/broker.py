@@ -10,7 +10,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tornado.httpserver import HTTPServer
 from tornado.log import access_log
@@ -21,7 +21,7 @@ from tornado.web import Application, RequestHandler
 from broker.admin.health import LiveHandler, ReadyHandler
 from broker.admin.metrics import Lag, MetricsHandler, Sources
 from broker.admin.web.files import FileHandler, PageHandler
-from broker.auth.authenticate import Authenticator
+from broker.auth.authenticate import Authenticator, check_fixed
 from broker.auth.daemon_sign_in import DaemonSignIn
 from broker.auth.door import Authenticate, Door, Gate
 from broker.auth.facts import Refused
@@ -34,17 +34,20 @@ from broker.auth.tickets import Tickets
 from broker.auth.tokens import TokenStore, admin_principal
 from broker.auth.users import UserStore
 from broker.config.certificates import server_context
+from broker.config.load import check
 from broker.config.model import Config
 from broker.core.access import Principal
 from broker.core.classes import ClassesOf
 from broker.core.errors import DRAINED, UNAUTHORISED
 from broker.core.events import Drain
 from broker.core.router import Router
+from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
 from broker.node.embedding import Embedding
 from broker.node.settings import accept_limits, core_limits, link_limits
+from broker.peer import errors
 from broker.transports.http.calls import BroadcastHandler, CallHandler
 from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
@@ -62,8 +65,12 @@ from broker.transports.kernels.rest import (
 )
 from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
+from broker.wire.connection_file import ConnectionInfo
 from broker.wire.pieces import join_reply
 from broker.wire.rtcloud import CALL_ID_BITS, CallIds
+
+if TYPE_CHECKING:
+    from broker.transports.zeromq.door import ZmqDoor
 
 log = logging.getLogger("broker")
 
@@ -114,6 +121,9 @@ class Broker(Embedding):
     It is asked once for every request that has to say who sends it, after Host and Origin were judged and before an
     upgrade, on the event loop; if it raises, the answer is 500 and nobody is let in.
 
+    Making it raises ConfigError for a wrong value in the configuration, ValueError for a secret shorter than 32
+    characters, TypeError for arguments of other types.
+
     Not thread-safe but for what `Embedding` says: everything is called on the event loop that `start` ran in.
     """
 
@@ -127,9 +137,13 @@ class Broker(Embedding):
         authenticate: Authenticate | None = None,
     ) -> None:
         super().__init__()
-        if inspect.iscoroutinefunction(authenticate):
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate is a {type(authenticate).__name__}; give a function of the request, or None")
+        call = getattr(type(authenticate), "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
+        if inspect.iscoroutinefunction(authenticate) or inspect.iscoroutinefunction(call):
             raise TypeError("authenticate is a coroutine function; it must be a plain one, which answers at once")
-        self.config = config or Config()
+        self.config = Config() if config is None else config
+        check(self.config)
         self._authenticate = authenticate
         self._gates: list[Gate] = []
         self.node = secrets.token_hex(4)
@@ -137,17 +151,26 @@ class Broker(Embedding):
         self._tokens = tokens
         self._users = users
         self._fixed = dict(fixed or {})
+        check_fixed(self._fixed)
         if self.config.auth.admin_token:
             self._fixed[self.config.auth.admin_token] = admin_principal()
         self._lag = Lag()
         self._server: HTTPServer | None = None
+        self.zeromq: ZmqDoor | None = None
+        """the ZeroMQ door, once it is open"""
         self._acceptor: Acceptor | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._stopping: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Make the parts on the running event loop. Nothing listens yet."""
+        """Make the parts on the running event loop. Nothing listens yet. Raises RuntimeError if it runs already.
+
+        After `stop` it may be started again, on another loop too: with new routes, serving what it has served.
+        """
+        if self._loop is not None or self._stopping is not None:
+            raise RuntimeError("the broker runs already; a second one is another object")
         loop = asyncio.get_running_loop()
         limits = self.config.limits
         self.router = Router(
@@ -204,6 +227,7 @@ class Broker(Embedding):
 
         Raises OSError if the address cannot be had, ConfigError for a certificate that cannot be used.
         """
+        self._check_here()
         server, limits = self.config.server, self.config.limits
         context = server_context(server)
         sockets = bind_sockets(server.port, server.host, reuse_port=False)
@@ -231,7 +255,20 @@ class Broker(Embedding):
         )
         self.gate.acceptor = self._acceptor
         self._acceptor.add_sockets(sockets)
+        if self.config.zeromq.enabled:
+            await self.open_zeromq()
         return self.url
+
+    async def open_zeromq(self) -> ConnectionInfo:
+        """Open the ZeroMQ door alone, as configured; what its connection file says.
+
+        Raises ConfigError, also if an address cannot be had.
+        """
+        from broker.node.zeromq import open_door  # not everybody wants pyzmq's 30 ms
+
+        self._check_running()
+        self.zeromq = open_door(self.config, self.engine, self.links, self.authenticator)
+        return self.zeromq.info
 
     def _log_request(self, handler: RequestHandler) -> None:
         """As tornado does it, but turning peers away is no error while the broker drains."""
@@ -264,14 +301,30 @@ class Broker(Embedding):
         self._check_running()
         return self._routes(re.escape(prefix), self._new_gate(mounted=prefix))
 
+    def ticket(self, principal: Principal) -> str:
+        """A ticket for somebody whom the program has let in: `?ticket=` of one WebSocket within `auth.ticket_s`.
+
+        For programs whose own authentication has to wait for something, which `authenticate` cannot. Raises
+        `errors.Refused`: 401 for a principal that has expired, 429 with too many unused ones; RuntimeError before
+        `start`.
+        """
+        self._check_running()
+        try:
+            return self.tickets.issue(self.authenticator.admit(principal))
+        except Refused as refused:
+            error = errors.Refused(refused.reason)
+            error.status, error.come_back = refused.status, refused.status == 429
+            raise error from None
+
     def _routes(self, prefix: str, of: Gate) -> list[Rule | URLSpec]:
         gate = {"gate": of}
         asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
         listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
         sources = Sources(
-            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends
-        )
+            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends,
+            lambda: self.zeromq,
+        )  # fmt: skip
         return [
             *([URLSpec(prefix, ToPageHandler, gate)] if prefix else []),
             URLSpec(rf"{prefix}/", PageHandler, gate),
@@ -326,6 +379,7 @@ class Broker(Embedding):
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no new work and wait for what is in flight; whether all of it ended in time."""
+        self._check_here()
         self.engine.feed(Drain())
         ends_at = self.engine.now() + timeout_s
         while self.router.pending.count and self.engine.now() < ends_at:  # noqa: ASYNC110 - the router has no events
@@ -333,7 +387,25 @@ class Broker(Embedding):
         return self.router.pending.count == 0
 
     async def stop(self) -> None:
-        """End what is left as `shutting_down`, close every link, and let go of sockets and timers."""
+        """End what is left as `shutting_down`, close every link, and let go of sockets and timers.
+
+        Called again it waits for the same end; where nothing runs it does nothing. It ends all the same if who waits is
+        cancelled: a function that answers requests is, by this very end. Raises RuntimeError on another loop.
+        """
+        if self._stopping is None:
+            if self._loop is None:
+                return
+            self._check_here()
+            self._stopping = self._loop.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        try:
+            await self._let_go()
+        finally:
+            self._stopping = None
+
+    async def _let_go(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -342,6 +414,9 @@ class Broker(Embedding):
         self.engine.feed(Drain(now=True))
         self._leave()
         await self._close_links()
+        if self.zeromq is not None:
+            self.zeromq.close()
+            self.zeromq = None
         await self._end()
         if self.sign_in is not None:
             await self.sign_in.close()
@@ -379,14 +454,16 @@ class Broker(Embedding):
     def reload(self, config: Config) -> None:
         """Take over a new configuration while running: all of it, or nothing.
 
-        Raises ReloadError for a key that needs a restart, ConfigError or ValueError for one that is wrong.
+        Raises ReloadError for a key that needs a restart, ConfigError or ValueError for one that is wrong, TypeError
+        for what is no Config.
         """
+        check(config)
         for key in ("host", "port", "insecure", "uvloop"):
             if getattr(config.server, key) != getattr(self.config.server, key):
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
         if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
-        for section in ("auth", "rtcloud", "kernels"):
+        for section in ("auth", "rtcloud", "zeromq", "kernels"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ReloadError(f"the section {section} cannot change while the broker runs; restart it")
         for key in FIXED_LIMITS:
@@ -440,9 +517,7 @@ class Broker(Embedding):
         gone = self._tokens.refresh()
         if gone:
             self.logins.close_all_of(gone)
-            for session in list(self.router.sessions.by_id.values()):
-                if session.token_id in gone and session.link is not None:
-                    session.link.close(UNAUTHORISED.code, "the token was revoked")
+            self._send_away(lambda session: session.token_id in gone, "the token was revoked")
 
     def _look_at_users(self, _: float) -> None:
         """End the sign-ins of users who were removed or changed, and what was opened with them."""
@@ -452,8 +527,24 @@ class Broker(Embedding):
             return
         self.logins.close_all_of(gone)
         names = {user_id.rpartition(":")[0] for user_id in gone}
-        for session in list(self.router.sessions.by_id.values()):
+
+        def is_meant(session: Session) -> bool:
             # By the name: a sign-in that gave way to newer ones is no longer among the logins, its links live on.
-            ended = session.login_id and session.principal in names and not self.logins.is_open(session.login_id)
-            if ended and session.link is not None:
-                session.link.close(UNAUTHORISED.code, "the user was removed or changed")
+            return bool(session.login_id) and session.principal in names and not self.logins.is_open(session.login_id)
+
+        self._send_away(is_meant, "the user was removed or changed")
+
+    def _send_away(self, is_meant: Callable[[Session], bool], reason: str) -> None:
+        """Close the links of sessions whose credential has ended.
+
+        They may come back within their grace if their principal has another valid one, as after a change of password;
+        else they end now, those without a link too, with all that is kept for them.
+        """
+        meant = [session for session in self.router.sessions.by_id.values() if is_meant(session)]
+        known = {name: self.authenticator.knows(name) for name in {session.principal for session in meant}}
+        for session in meant:
+            if not known[session.principal]:
+                self.router.attaching.expel(session, reason, self.engine.now())
+            elif session.link is not None:
+                session.link.close(UNAUTHORISED.code, reason)
+        self.engine.perform()

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.client.async_client import AsyncClient
-from broker.client.client import Client
+from broker.client.client import Client, running_here
 from broker.client.client import Stream as ThreadStream
 from broker.client.parts import Parts
 from broker.client.progress import ProgressFunction
-from broker.client.requests import UNSET, Unset, publish_params, stream_options
+from broker.client.requests import UNSET, Unset, check_names, publish_params, stream_options
 from broker.client.stream import Stream
 from broker.config.model import Config
 from broker.config.rules import CLOSE_REASON_MAX_BYTES
@@ -30,7 +30,7 @@ from broker.core.access import Principal, is_name
 from broker.core.commands import PendingView, view_pending
 from broker.core.errors import CANCELLED, GOING_AWAY
 from broker.core.limits import EndpointLimits
-from broker.core.requests import outcome_of
+from broker.core.outcomes import outcome_of
 from broker.core.router import Router
 from broker.engine.engine import Engine
 from broker.links.loop import LoopLinks
@@ -39,7 +39,7 @@ from broker.node.local import Local, NearPeer, OwnPeer
 from broker.node.presence import Hook, Peer, Presence
 from broker.node.settings import core_limits, endpoint_limits
 from broker.peer.calls import size_of
-from broker.peer.errors import BrokerError, Cancelled, ConnectionLost, TooLarge
+from broker.peer.errors import BrokerError, Cancelled, TooLarge
 from broker.peer.session import VALUE_MAX_BYTES
 from broker.peer.values import encode
 from broker.worker.requests import current
@@ -57,6 +57,8 @@ CallBack = Callable[[Any, "BrokerError | None"], object]
 Hooks = tuple["Hook | None", "Hook | None"]
 
 LOOK_S = 0.01
+OPTIONS = ("progress", "parts")
+STREAM_OPTIONS = ("timing", *OPTIONS)
 
 
 class Served:
@@ -80,7 +82,14 @@ class Served:
         self._home.broadcast(self.endpoint, data, topic)
 
     async def close(self, *, now: bool = False) -> None:
-        """Serve it no more: take no new requests, finish those under way (with `now` none), tell the hooks no more."""
+        """Serve it no more: take no new requests, finish those under way (with `now` none), tell the hooks no more.
+
+        Raises RuntimeError in a coroutine that answers one of these requests: it would wait for itself.
+        """
+        if not now and self._worker is not None and self._worker.is_answering_here:
+            raise RuntimeError(
+                f"this request is one of those to be finished; close {self.endpoint} in a task of its own"
+            )
         self._home._forget(self)
         await self._end(now=now)
 
@@ -164,34 +173,43 @@ class Embedding:
         self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, **options: Any  # noqa: ASYNC109
     ) -> Any:  # fmt: skip
         """Ask `endpoint/method` and wait for the result. See `AsyncClient.call`."""
-        self._check_running()
+        self._check_here()
+        check_names("request", options, OPTIONS)
         return await self._client.call(method, params, timeout=timeout, **options)
 
     def request_from_thread(
         self, method: str, params: Any = None, *, timeout: float | Unset | None = UNSET, **options: Any
     ) -> Any:
         """The same for a thread, which waits. Raises RuntimeError on the loop, where that would be for ever."""
-        self._check_running()
+        if running_here() is self.loop:
+            raise RuntimeError("this is for threads, and this is the broker's event loop: use await broker.request(…)")
+        check_names("request_from_thread", options, OPTIONS)
         return self._threads.call(method, params, timeout=timeout, **options)
 
     def submit(self, method: str, params: Any = None, **options: Any) -> Future[Any]:
         """Ask without waiting, from any thread; cancelling the future cancels the request. See `Client.submit`."""
         self._check_running()
+        check_names("submit", options, STREAM_OPTIONS)
         return self._threads.submit(method, params, **options)
 
     def call_back(self, method: str, params: Any, callback: CallBack, **options: Any) -> Future[Any]:
         """Ask, from any thread; `callback(value, error)` is called on the loop, once, whatever the outcome.
 
-        What it raises is logged. The future is there to cancel it.
+        What it raises is logged. The future is there to cancel it. Raises TypeError for what is no function, or a
+        coroutine function.
         """
-        future = self.submit(method, params, **options)
+        _check_callable("the callback", callback)
+        check_names("call_back", options, STREAM_OPTIONS)
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError("the callback is a coroutine function; give a plain one, which may create a task")
 
         def ended(future: Future[Any]) -> None:
-            try:
-                self._soon(_tell, callback, future)
-            except ConnectionLost:
-                pass  # cancelled after the broker's end
+            try:  # in a turn of its own, not in the midst of what brought the answer
+                self.engine.loop.call_soon_threadsafe(_tell, callback, future)
+            except RuntimeError:
+                pass  # cancelled after the end of the loop
 
+        future = self.submit(method, params, **options)
         self._threads._schedule(future.add_done_callback, ended)
         return future
 
@@ -207,13 +225,14 @@ class Embedding:
         **options: Any,
     ) -> Stream:  # fmt: skip
         """Ask, and iterate over what comes: `async for part in broker.stream(…)`. See `AsyncClient.stream`."""
-        self._check_running()
+        self._check_here()
         given = stream_options(options, progress)
         return self._client._stream(self._client._ready_now(), method, params, given, progress, parts)
 
     def stream_from_thread(self, method: str, params: Any = None, **options: Any) -> ThreadStream:
         """The same for a thread: `for part in broker.stream_from_thread(…)`. See `Client.stream`."""
         self._check_running()
+        check_names("stream_from_thread", options, STREAM_OPTIONS)
         return self._threads.stream(method, params, **options)
 
     def broadcast(
@@ -222,9 +241,12 @@ class Embedding:
         """Tell an endpoint's listeners, a topic's, with None everybody, or `only` one peer. From any thread.
 
         Nobody is waited for, and one who does not read keeps nobody else from hearing it. Raises TooLarge and
-        ValueUnfit for what cannot be sent.
+        ValueUnfit for what cannot be sent, ValueError for a wrong name.
         """
         self._check_running()
+        for name in (endpoint, topic):
+            if name is not None:
+                _check_name(name)
         to = only.name if isinstance(only, Peer) else only
         raw, attachments = encode(publish_params(endpoint, data, topic, to))
         if size_of(raw, attachments) > VALUE_MAX_BYTES:
@@ -247,8 +269,16 @@ class Embedding:
 
         `on_message(peer, method, params)` gets every call and notification of any method there, at most `capacity` at
         a time. The hooks run on the loop with the `Peer`, once each for whoever attaches to the endpoint, serves it or
-        listens to it. Raises ValueError for a wrong name, or where hooks are set already.
+        listens to it. Raises ValueError for a wrong name, or where hooks are set already, TypeError for what is no
+        function.
         """
+        for what, function in (
+            ("on_message", on_message),
+            ("on_connect", on_connect),
+            ("on_disconnect", on_disconnect),
+        ):
+            if function is not None:
+                _check_callable(what, function)
         make = None
         if on_message is not None:
             answer = self._answering(on_message)
@@ -292,6 +322,10 @@ class Embedding:
             raise ValueError(f"{name} has its hooks already; close them first")
         if make is not None:
             make()  # so that what is wrong is said here
+            if any(other.endpoint == name and other._make is not None for other in self._served):
+                log.warning(
+                    "%s is served twice in this process: its calls are shared, each goes to one of the two", name
+                )
         served = Served(self, name, make, hooks)
         self._served.append(served)
         self._do(lambda: self._begin_served(served))
@@ -301,12 +335,16 @@ class Embedding:
         if any(served.hooks):
             self._presence.watch(served.endpoint, *served.hooks)
         if served.endpoint not in self._rejected:
-            served._begin()
+            try:
+                served._begin()
+            except BaseException:  # the broker drains, say
+                self._forget(served)
+                raise
 
     def _forget(self, served: Served) -> None:
         if served in self._served:
             self._served.remove(served)
-            if any(served.hooks):
+            if any(served.hooks) and self._loop is not None:
                 self._presence.unwatch(served.endpoint)
 
     def _answering(self, on_message: OnMessage) -> Callable[[str, Any], Any]:
@@ -404,7 +442,7 @@ class Embedding:
         """
         if len(reason.encode()) > CLOSE_REASON_MAX_BYTES:
             raise ValueError(f"a reason has at most {CLOSE_REASON_MAX_BYTES} bytes of UTF-8")
-        self._check_running()
+        self._check_here()
         sessions = [s for s in self.router.sessions.by_id.values() if not isinstance(s.link, NearPeer)]
         links = self.links.links
         for session in sessions:
@@ -426,7 +464,7 @@ class Embedding:
         self._threads = Client(self._own)
         self._presence = Presence(self.router, self.loop)
         self.engine.place_changed = self._presence.changed
-        for served in self._served:
+        for served in list(self._served):
             self._begin_served(served)
 
     def _leave(self) -> None:
@@ -438,9 +476,8 @@ class Embedding:
     async def _end(self) -> None:
         """No link is left: let go of clients, workers, tasks and threads."""
         self._loop = None
-        served, self._served = self._served, []
-        for each in served:
-            await each._end(now=False)  # nothing is under way any more; threads get a moment to end
+        for served in list(self._served):
+            await served._end(now=False)  # nothing is under way any more; threads get a moment to end
         await self._threads._close_on_loop()
         await self._client.close()
         await self._presence.end()
@@ -448,11 +485,16 @@ class Embedding:
     def _check_running(self) -> None:
         _ = self.loop
 
+    def _check_here(self) -> None:
+        """Raises RuntimeError in other threads and on other loops, and before the start."""
+        if running_here() is not self.loop:
+            raise RuntimeError(
+                "this is for coroutines on the event loop that the broker was started on; "
+                "elsewhere take request_from_thread, stream_from_thread, submit or call_back"
+            )
+
     def _is_here(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self.engine.loop
-        except RuntimeError:
-            return False
+        return running_here() is self.engine.loop
 
     def _do(self, action: Callable[[], None]) -> None:
         """Change something on the loop, from any thread. Before the start it is enough that it is written down."""
@@ -461,7 +503,7 @@ class Embedding:
         if self._loop.is_running():
             self._on_loop(action)
         else:  # between `run_sync(broker.start)` and the start of a tornado program's loop, say
-            self._loop.call_soon(action)
+            self._loop.call_soon_threadsafe(action)
 
     def _on_loop(self, action: Callable[[], Result]) -> Result:
         """Do something on the loop and wait for it, from any thread."""
@@ -475,6 +517,11 @@ class Embedding:
 def _check_name(name: str) -> None:
     if not is_name(name):
         raise ValueError(f"{name!r} is no name of an endpoint; names are 1 to 128 of A-Z a-z 0-9 _ . -")
+
+
+def _check_callable(what: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{what} is of type {type(value).__name__}; give a function")
 
 
 def _settle(future: Future[Result], action: Callable[[], Result]) -> None:
@@ -492,5 +539,7 @@ def _tell(callback: CallBack, future: Future[Any]) -> None:
             callback(None, error)  # type: ignore[arg-type]
         else:
             callback(future.result(), None)
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the result of a cancelled future raises CancelledError, say
         log.exception("%r failed", callback)

@@ -56,11 +56,13 @@ class OwnPeer(NearPeer):
 class Local:
     """Who comes in without a socket: given to `Client`, `AsyncClient` or `Worker` in place of a URL.
 
-    Made by `Broker.local`. It may do what its principal may; the bounds and outcomes are those of every peer, but for
-    `limits.sessions_max`.
+    Made by `Broker.local`. It may do what its principal may; the bounds and outcomes are those of every peer, but
+    that `limits.sessions_max`, in which it counts, does not refuse it.
     """
 
     def __init__(self, home: Home, principal: Principal | None = None, kind: type[NearPeer] = NearPeer) -> None:
+        if principal is not None and not isinstance(principal, Principal):
+            raise TypeError(f"the principal is a {type(principal).__name__}; expected a Principal, or None")
         self._home = home
         self._kind = kind
         self.principal = principal or local_principal()

@@ -61,6 +61,7 @@ class Presence:
         self._hooks: dict[str, tuple[Hook | None, Hook | None]] = {}
         self._here: dict[str, dict[Session, Peer]] = {}
         self._due: deque[Callable[[], Any]] = deque()
+        self._is_telling = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def watch(self, endpoint: str, on_connect: Hook | None, on_disconnect: Hook | None) -> None:
@@ -111,19 +112,28 @@ class Presence:
     def _tell(self, hook: Hook | None, peer: Peer) -> None:
         if hook is not None:
             self._due.append(partial(hook, peer))
-            if len(self._due) == 1:
+            if not self._is_telling:
+                self._is_telling = True
                 self._loop.call_soon(self._tell_all)
 
     def _tell_all(self) -> None:
-        while self._due:
-            hook = self._due[0]
-            try:
-                told = hook()
-                if inspect.iscoroutine(told):
-                    self._run(told)
-            except Exception:
-                log.exception("%r failed", hook)
-            self._due.popleft()
+        try:
+            while self._due:
+                self._tell_one(self._due.popleft())
+        finally:
+            self._is_telling = bool(self._due)
+            if self._is_telling:  # a hook ends the program; if that goes on, so do the others
+                self._loop.call_soon(self._tell_all)
+
+    def _tell_one(self, hook: Callable[[], Any]) -> None:
+        try:
+            told = hook()
+            if inspect.iscoroutine(told):
+                self._run(told)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the result of a cancelled future raises CancelledError, say
+            log.exception("%r failed", hook)
 
     def _run(self, coroutine: Any) -> None:
         task = self._loop.create_task(_guarded(coroutine))

@@ -36,6 +36,8 @@ def core_limits(config: Config) -> Limits:
         keys_kept_max=limits.keys_kept_max,
         keys_kept_max_bytes=limits.keys_kept_max_bytes,
         keys_kept_s=limits.keys_kept_s,
+        sessions_max=limits.sessions_max,
+        principal_share=limits.principal_share,
         memory_soft_bytes=limits.memory_soft_bytes,
         memory_hard_bytes=limits.memory_hard_bytes,
         pass_over_s=config.rtcloud.pass_over_s,

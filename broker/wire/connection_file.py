@@ -32,7 +32,8 @@ class ConnectionFileError(ValueError):
 class ConnectionInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """What a connection file says. Over ipc `ip` is a path, and the ports are endings of it.
 
-    An empty key means that nothing is signed. The two CURVE keys (Z85, 40 characters) are those of the server.
+    An empty key means that nothing is signed. The two CURVE keys (Z85, 40 characters) are those of the server, unless
+    a third says otherwise.
     """
 
     transport: Literal["tcp", "ipc"] = "tcp"
@@ -47,6 +48,8 @@ class ConnectionInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Fa
     kernel_name: str = ""
     curve_publickey: str | None = None
     curve_secretkey: str | None = None
+    curve_serverkey: str | None = None
+    """ours: the server's public key, where the other two are a client's own"""
 
     def __repr__(self) -> str:
         return f"<ConnectionInfo {self.url('shell')} {self.kernel_name or ''} {self.signature_scheme}>"  # no key
@@ -84,7 +87,7 @@ def check(info: ConnectionInfo) -> None:
     for index, name in enumerate(PORTS):
         if ports[index] in ports[:index]:
             raise ConnectionFileError(f"{name} and {PORTS[ports.index(ports[index])]} are both {ports[index]}")
-    for name in ("curve_publickey", "curve_secretkey"):
+    for name in ("curve_publickey", "curve_secretkey", "curve_serverkey"):
         curve = getattr(info, name)
         if curve is not None and len(curve) != 40:
             raise ConnectionFileError(f"{name}: a Z85 key has 40 characters, this one {len(curve)}")

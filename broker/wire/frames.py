@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
@@ -57,6 +57,26 @@ def xor_mask(mask: bytes, data: bytes) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
 
 
+class PlainFrames(Protocol):
+    """Takes over what is plain (`wire.native`)."""
+
+    def read(self, data: bytes | memoryview, position: int, stop: int, events: list[Any]) -> int:
+        """Append what whole plain frames from `position` on hold to `events`; the position after them."""
+        ...
+
+    def begins(self, data: bytes | memoryview, position: int, stop: int, bytes: int) -> bool:
+        """Say whether a plain frame of at most so many bytes begins there that is not whole yet."""
+        ...
+
+
+EVENTS_MAX: Final = 512
+"""messages that come out of one call of a parser, before others have their turn"""
+CARRY_MAX_BYTES: Final = 65_536
+"""the largest frame whose beginning waits, to be read whole, in front of what comes next"""
+CARRY_MIN_BYTES: Final = 4096
+"""that must have come at once for it: what trickles in is not copied again and again"""
+
+
 class FrameParser:
     """Turns chunks of one direction of a connection into messages and control frames.
 
@@ -81,6 +101,7 @@ class FrameParser:
         "_message_max_bytes",
         "_need",
         "_opcode",
+        "_reader",
         "_rest",
         "_skip",
         "_unmask",
@@ -96,7 +117,8 @@ class FrameParser:
         unmask: Unmask = xor_mask,
         message_max_bytes: int = 16 << 20,
         fragments_max: int = 131_072,
-        events_max: int = 512,
+        events_max: int = EVENTS_MAX,
+        reader: PlainFrames | None = None,
     ) -> None:
         if message_max_bytes < CONTROL_MAX_BYTES:
             raise ValueError(f"message_max_bytes is {message_max_bytes}, at least {CONTROL_MAX_BYTES} is needed")
@@ -106,6 +128,7 @@ class FrameParser:
         self._message_max_bytes = message_max_bytes
         self._fragments_max = fragments_max
         self._events_max = events_max
+        self._reader = reader
         self._rest = b""
         self._opcode = 0  # of the message being collected; 0: none is
         self._message: bytearray | None = None
@@ -138,6 +161,45 @@ class FrameParser:
             self._forget()
         return events
 
+    @property
+    def is_collecting(self) -> bool:
+        """Whether it is within a frame that is collected by the rules."""
+        return self._need > 0
+
+    @property
+    def rest(self) -> bytes:
+        """What came and is not read yet: the beginning of a frame, or what is behind `events_max`."""
+        return self._rest
+
+    def feed_buffer(self, buffer: memoryview, size: int) -> list[Any]:
+        """As `feed`, with the first `size` bytes of a buffer that begins with `rest`; it may be written to.
+
+        A plain frame that is cut off is read whole when the rest of it has come: collecting it by the rules costs
+        5 µs more at 16 KiB, where every fourth is cut.
+        """
+        reader, fresh = self._reader, size - len(self._rest)
+        self._rest = b""
+        if reader is None or self._need or self._opcode or self.ended:
+            return self.feed(bytes(buffer[:size]))
+        events: list[Any] = []
+        self.more = False
+        position = reader.read(buffer, 0, size, events)
+        if position < size:
+            left = bytes(buffer[position:size])
+            if (
+                fresh >= CARRY_MIN_BYTES
+                and len(events) < self._events_max
+                and reader.begins(left, 0, len(left), CARRY_MAX_BYTES)
+            ):
+                self._rest = left
+                return events
+            try:
+                self._parse(left, events)
+            except _Violated as error:
+                self.violation = error.violation
+                self._forget()
+        return events
+
     def _forget(self) -> None:
         self.ended = True
         self.more = False
@@ -149,9 +211,14 @@ class FrameParser:
         end = len(data)
         position = self._collect(data, 0, events) if self._need else 0
         base, skip, unmask, events_max = self._base, self._skip, self._unmask, self._events_max
+        reader = self._reader
         fast_max = self._message_max_bytes
         add = events.append
         while end - position >= 2:
+            if reader is not None and not self._opcode:
+                position = reader.read(data, position, end, events)
+                if len(events) >= events_max or end - position < 2:
+                    break
             first = data[position]
             size = data[position + 1] - base
             # The common frame, whole and below 64 KiB, in one go: 0.6 µs at 200 bytes, by the rules 1.1.

@@ -62,6 +62,7 @@ from broker.core.messages import (
 from broker.core.options import TOKEN_MAX, OptionError, read_options
 from broker.core.sessions import Session
 from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
+from broker.wire.native import Reader
 
 Decoded: TypeAlias = (
     Asked | Answered | Cancel | PartSent | CreditGranted | Progressed | Acked | Stray | Refused | BadReply | None
@@ -258,6 +259,16 @@ class JsonRpc:
         if route is None or envelope.meta is not ABSENT or fault:
             return self._decode_call(envelope, method, wire_id, attachments, fault)
         return Asked(self.session, wire_id, route[0], route[1], Body(envelope.params, attachments), self.defaults)
+
+    def read_by(self, reader: Reader) -> None:
+        """Have plain calls and replies read in C from now on; `decode` gets what is left."""
+        if not self.lsp:
+            reader.decode_for(self.session, self._reply_prefix, self._routes, self.defaults)
+
+    @property
+    def plain(self) -> tuple[bytes, str, bool]:
+        """What the plain calls to this peer consist of, beside themselves: for who writes them in C."""
+        return self._own_prefix, self.endpoint, self.meta
 
     def _unreadable(self, text: bytes, error: Exception) -> BadReply:
         """A reply that is no JSON (half a surrogate pair in a file's name, say) still says which attempt it ends."""

@@ -160,6 +160,12 @@ class Answering:
         """Whether nobody waits for anything here; a cancelled request's thread may block for ever."""
         return all(request.cancelled for request in self.running)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling coroutine answers one of the requests under way."""
+        here = asyncio.current_task()
+        return any(request.task is here for request in self.running)
+
     def cancel_all(self) -> None:
         """Nobody waits for anything any more."""
         for request in list(self.running):

@@ -268,6 +268,11 @@ class Worker:
         """Requests under way here, cancelled ones whose function has not returned among them."""
         return len(self._answering.running) if self._connection is not None else 0
 
+    @property
+    def is_answering_here(self) -> bool:
+        """Whether the calling coroutine answers one of the requests under way here."""
+        return self._connection is not None and self._answering.is_here
+
     # ------------------------------------------------------------ telling
 
     def publish(self, data: Any, *, topic: str | None = None) -> None:

@@ -7,6 +7,7 @@ import asyncio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from broker._version import VERSION
 from broker.admin.metrics import Collector, Lag, Sources, may_see_metrics
 from broker.auth.authenticate import AuthCounters
 from broker.core.access import Grant, Principal, Role
@@ -32,6 +33,9 @@ def test_every_family_is_well_formed_and_there_once() -> None:
             assert all(family.documentation for family in families)
             (ended,) = [family for family in families if family.name == "broker_requests_ended"]
             assert {s.labels["outcome"] for s in ended.samples} == {kind.name for kind in KINDS}
+            (build,) = [family for family in families if family.name == "broker_build_info"]
+            native = world.broker.links.native
+            assert build.samples[0].labels == {"version": VERSION, "core": "compiled" if native else "python"}
             for wanted in ("requests_pending", "sessions", "endpoint_queued", "outbox_bytes", "loop_lag_seconds"):
                 assert f"broker_{wanted}" in names
 
@@ -107,6 +111,7 @@ def test_whatever_the_router_counts_is_exported() -> None:
     class Links:
         links: tuple[()] = ()
         counters = LinkCounters()
+        native = False
 
     router = Router(Limits(), join=join_reply)
     expected: dict[str, set[float]] = {}

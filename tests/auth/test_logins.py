@@ -90,11 +90,13 @@ def test_sign_ins_are_bounded() -> None:
     logins.open(CAROL)
     assert logins.find(first) is None and len(logins) == 2, "one person's oldest gives way"
     logins.open(Principal("dave", ()))
+    assert logins.find(logins.open(Principal("eve", ()))[0]) is not None
+    assert len(logins) == 3, "who has most gives way"
     with pytest.raises(Refused) as caught:
-        logins.open(Principal("eve", ()))
+        logins.open(Principal("frank", ()))
     assert caught.value.status == 429 and dict(caught.value.headers)["Retry-After"]
     clock.now += 60
-    assert logins.open(Principal("eve", ()))
+    assert logins.open(Principal("frank", ()))
 
 
 def test_the_cookies_value_is_kept_nowhere() -> None:

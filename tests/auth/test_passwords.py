@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from broker.auth import passwords
@@ -44,6 +46,24 @@ def test_the_ways_to_compose_a_letter_are_one_password() -> None:
 def test_a_longer_one_with_the_same_beginning_is_wrong() -> None:
     encoded = hash_password("x" * 1024)
     assert verify(encoded, "x" * 1024) and not verify(encoded, "x" * 1025)
+
+
+def test_however_long_one_is_only_so_much_is_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = "\u0301\u0316" * 16_000
+    encoded, lengths = hash_password("correct horse"), []
+    normalize = passwords.unicodedata.normalize
+
+    def counted(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr(passwords.unicodedata, "normalize", counted)
+    assert not verify(encoded, "correct horse" + marks)
+    with pytest.raises(PasswordError, match="more than 1024 bytes"):
+        checked_password("correct horse" + marks)
+    assert max(lengths) <= 2048
+    longest = "u\u0308\u0304" * 512  # 1536 letters that are composed to 1024 bytes
+    assert verify(hash_password(checked_password(longest)), longest)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,14 @@ def test_places_are_bounded_and_another_user_cannot_push_them_out() -> None:
     assert attempts.is_known("carol", "2001:db8::2") and not attempts.is_known("carol", "2001:db8:0:1::1")
 
 
+def test_attempts_that_were_none_push_nobody_out_of_the_books() -> None:
+    attempts = Attempts(Clock(), Guesses(Clock()), per_minute=1)
+    attempts.take("carol", HOME)
+    for number in range(1000):  # refused, because too many wait: no hash bounds how many these are
+        attempts.take(f"nobody {number}", ELSEWHERE)()
+    assert len(attempts._names) == 1 and attempts.wait_s("carol", ELSEWHERE)
+
+
 # ---------------------------------------------------------------- the threads
 
 

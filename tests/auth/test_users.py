@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from broker.auth import record_file
 from broker.auth.users import UnknownUser, UserStore, default_users_path
-from broker.auth.users_file import UserError
+from broker.auth.users_file import UserError, read_users
 from broker.core.access import Grant, Role
 from tests.auth.helpers import cheap_passwords
 
@@ -130,6 +132,34 @@ def test_a_damaged_file_is_refused_at_the_start_and_keeps_the_old_at_a_reload(
     file.write_bytes(whole)
     store.remove("carol")
     assert store.find("carol") is None
+
+
+def test_a_file_that_cannot_be_used_is_not_read_for_everybody_who_asks(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = UserStore(file)
+    store.add("carol", PASSWORD)
+    reads = []
+
+    def counted(path: Path) -> Any:
+        reads.append(path)
+        return read_users(path)
+
+    store._file._read = counted
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    for _ in range(20):
+        assert store.find("carol") is not None
+    assert len(reads) == 1
+    file.write_bytes(whole[:-40])
+    assert store.find("carol") is not None and len(reads) == 2, "it has changed again"
+    monkeypatch.setattr(record_file, "AGAIN_S", 0.0)
+    file.write_bytes(whole[:-50])
+    store.find("carol")
+    store.find("carol")
+    assert len(reads) == 4, "what could not be read may be readable later without a change"
+    file.write_bytes(whole)
+    assert store.find("carol") is not None and len(reads) == 5
 
 
 def test_a_link_is_read_and_not_replaced(file: Path, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_bytes_go_out_and_come_in(run: Run, tmp_path: Path) -> None:
         (["data/ecko"], 5, "data/ecko: no_method: no worker of data has a method ecko"),
         (["data/ecko"], 5, "Did you mean echo?"),
         (["daat/echo"], 5, "Did you mean data?"),
+        (["xyzzy/echo"], 5, " Endpoints here: data."),
+        (["data/xyzzy"], 5, " Methods of data: bytes, "),
         (["data/fail"], 1, "data/fail: worker_error: ZeroDivisionError: division by zero (worker "),
         (["data/read", "[1,2,3]"], 1, "Invalid params: read(path: str = '', raw: bytes = b'')"),
         (["data/hang", "--timeout", "0.1"], 6, "data/hang: deadline"),

@@ -54,7 +54,7 @@ def test_all_is_well(capfd: pytest.CaptureFixture[str]) -> None:
         names = ["url", "reachable", "clock", "ready", "token", "websocket", "versions", "endpoints"]
         assert list(checks) == names
         assert {check["status"] for check in checks.values()} == {"ok"}
-        assert checks["endpoints"]["text"] == "data (1 workers)"
+        assert checks["endpoints"]["text"] == "data (1 worker)"
         assert main(["doctor", "--url", broker.url, "--token", CALLER]) == 0
         told = capfd.readouterr()
         assert "ok    token: caller (caller at data; from: given)" in told.out

@@ -83,10 +83,13 @@ def test_help_lists_commands_and_exit_codes() -> None:
     assert _broker("-h").stdout == done.stdout
 
 
-def test_the_version() -> None:
+def test_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     from broker._version import VERSION
+    from broker.links.compiled import PURE, core
 
-    assert _broker("--version").stdout == f"broker {VERSION}\n"
+    monkeypatch.delenv(PURE, raising=False)
+    assert _broker("--version").stdout == f"broker {VERSION} ({core()})\n"
+    assert _broker("--version", **{PURE: "1"}).stdout == f"broker {VERSION} (pure Python)\n"
 
 
 def test_no_command_shows_the_help_and_is_wrong_usage() -> None:

@@ -332,6 +332,23 @@ def test_a_client_on_the_brokers_own_loop(running: Running) -> None:
     assert asyncio.run_coroutine_threadsafe(ask(), loop).result(20) == 42
 
 
+def test_of_what_is_not_there_help_says_so(client: Client) -> None:
+    text = client.remote("nosuch").__doc__
+    assert text is not None and "not known: " in text and "no worker has served nosuch" in text, text
+    assert "Not all workers" not in text
+
+
+def test_an_option_that_there_is_not(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"remote\(\) has no argument 'tmeout'; did you mean timeout\?"):
+        client.remote("data", tmeout=3)
+    with pytest.raises(TypeError, match=r"submit\(\) has no argument 'tmeout'"):
+        client.submit("data/add", [1, 2], tmeout=3)
+    with pytest.raises(TypeError, match=r"stream\(\) has no argument 'idl'; did you mean idle\?"):
+        client.stream("data/add", [1, 2], idl=3)
+    with pytest.raises(TypeError, match=r"remote\(\) has no argument 'parts'"):
+        client.remote("data", parts=[b"x"])
+
+
 # ---------------------------------------------------------------- descriptions that say strange things
 
 

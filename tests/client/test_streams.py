@@ -269,7 +269,7 @@ def test_what_cannot_be_streamed_is_said_at_once() -> None:
             await client.call("data/echo", priority=10)
         with pytest.raises(errors.InvalidRequest, match="idle"):
             await client.stream("data/echo", idle=0)
-        with pytest.raises(TypeError, match="unexpected keyword argument 'tineout'"):
+        with pytest.raises(TypeError, match="has no argument 'tineout'; did you mean timeout"):
             await client.stream("data/rows", [1], tineout=5)
         for parts in (b"abc", "abc", {"a": 1}, 5):
             with pytest.raises(TypeError, match="parts is a"):

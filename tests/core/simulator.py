@@ -201,6 +201,7 @@ class Simulator:
             topics_per_endpoint_max=100, message_max_bytes=100, slot_s=rng.choice((0.05, 0.05, 0.01, 0.03)),
             grace_max_s=rng.choice((1.0, 10.0)), kept_max=rng.choice((20, 10_000)), idle_s=rng.choice((0.5, 3.0, 30.0)),
             part_max_bytes=60, parts_ahead_max=rng.choice((6, 64)),
+            principal_share=(2e-6, 0.25, 0.25)[seed % 3], sessions_max=1 << 30,  # 2 KB kept, 2000 away
         )  # fmt: skip
         self.witness = (make or (lambda given, now: Witness(given, ENDPOINTS, now)))(limits, 0.0)
         self.peers: list[Peer] = []

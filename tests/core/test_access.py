@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.access import (
     NAME,
+    PRINCIPAL_MAX,
     Grant,
+    Principal,
     Role,
     covers,
     is_admin,
@@ -124,3 +128,49 @@ def test_remembered_roles_are_bounded_and_right() -> None:
     for number in range(ROLES_REMEMBERED * 2):
         assert peer.may(Role.CALLER, f"a{number}") and not peer.may(Role.CALLER, f"b{number}")
         assert len(peer.roles) <= ROLES_REMEMBERED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        ((Role.CALLER, "scan*"), r"tuple of patterns: \('scan\*',\)"),
+        ((Role.CALLER, ["scan*"]), "tuple of patterns"),
+        ((Role.CALLER, None), "tuple of patterns"),
+        ((Role.CALLER, (3,)), "is for 3; expected the name"),
+        (("caller", ("scan",)), r"are 'caller'; expected Role\.CALLER"),
+        (((Role.CALLER, Role.WORKER), ("scan",)), r"expected Role\.CALLER \| Role\.WORKER"),
+        ((3, ("scan",)), r"expected Role\.CALLER"),
+    ],
+)
+def test_a_grant_of_wrong_types_is_none(arguments: Any, right: str) -> None:
+    with pytest.raises(TypeError, match=right):
+        Grant(*arguments)
+
+
+@pytest.mark.parametrize("pattern", ["", "a b", "../a", "*/*", "a\n", "-*", "x" * 129])
+def test_a_grant_for_what_is_no_pattern_is_none(pattern: str) -> None:
+    with pytest.raises(ValueError, match="expected the name of an endpoint"):
+        Grant(Role.CALLER, ("scan", pattern))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (("a", Grant(Role.CALLER)), r"grants of a are .*; expected a tuple of Grant"),
+        (("a", [Grant(Role.CALLER)]), "expected a tuple of Grant"),
+        (("a", ("scan",)), "expected a tuple of Grant"),
+        ((b"a", ()), "expected a text"),
+        (("a", (), "tomorrow"), "expected Unix seconds"),
+        (("a", (), float("nan")), "expected Unix seconds"),
+    ],
+)
+def test_a_principal_of_wrong_types_is_none(arguments: Any, right: str) -> None:
+    with pytest.raises(TypeError, match=right):
+        Principal(*arguments)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "a\x00", "\ud800", "\u202ea", "x" * (PRINCIPAL_MAX + 1)])
+def test_a_principal_has_a_name_that_can_be_shown(name: str) -> None:
+    with pytest.raises(ValueError, match="printable characters"):
+        Principal(name, ())
+    assert Principal("Zoë O'Hara <zoe@lab.example>", ()).name

@@ -604,6 +604,29 @@ def test_the_oldest_goes_first(bound: str) -> None:
     nothing_left(world)
 
 
+@pytest.mark.parametrize("bound", ["number", "bytes"])
+def test_who_has_more_than_a_share_pays_when_the_room_is_needed(bound: str) -> None:
+    limits = Limits(keys_kept_max=8) if bound == "number" else Limits(keys_kept_max_bytes=8 * (ENTRY_BYTES + 1))
+    world = World(limits)
+    world.worker()
+    modest, greedy = world.caller(principal="modest"), world.caller(principal="greedy")
+    keep(world, modest, "a")
+    keep(world, modest, "b")
+    for key in "cdefgh":
+        keep(world, greedy, key)
+    assert kept(world) == list("abcdefgh"), "there was room"
+    for key in "ijklmnop":
+        keep(world, greedy, key)
+    assert kept(world) == list("abklmnop")
+    assert world.router.counters.over_share["replies"] == 8
+    keep(world, modest, "a")
+    assert world.router.counters.keys_repeated == 1
+    world.router.check()
+    world.now += 10_000
+    world.tick()
+    nothing_left(world)
+
+
 def test_one_reply_larger_than_all_is_not_kept() -> None:
     world = World(Limits(keys_kept_max_bytes=2000))
     world.worker()
@@ -806,7 +829,7 @@ def test_so_many_wait_for_one_piece_of_work_and_no_more() -> None:
 @pytest.mark.parametrize("queued", [False, True])
 def test_many_that_have_joined_and_expire_together_cost_little_each(queued: bool, monkeypatch: Any) -> None:
     """Each that leads hands over to the next, which must not look at all others, nor at what else waits."""
-    monkeypatch.setattr("broker.core.requests.JOINED_MAX", 1_000_000)
+    monkeypatch.setattr("broker.core.keyed.JOINED_MAX", 1_000_000)
 
     def spent_s(number: int) -> float:
         world, worker, first, second = three(limits=Limits(queue_max=100_000, in_flight_max=100_000))

@@ -9,6 +9,7 @@ What the words behind a block's language mean:
     console                     `$ command` lines, each followed by what it prints; `…` stands for anything
     python                      runs; must end with 0
     python file=NAME            is written to that file, for blocks that come later
+    diff file=NAME              changes that file; each of its pieces, between lines of `@@`, must fit in one place
     toml                        is loaded as a configuration
     json                        is JSON
     js                          its syntax is checked with node
@@ -18,6 +19,7 @@ What the words behind a block's language mean:
     nginx, caddy, ini           braces and sections are checked
     promql                      names of metrics are checked elsewhere, brackets here
     text, transcript            not run here
+    python, js of=FILE          is quoted from that file of the repository; a line of `…` leaves some out
 
 The page's port 8787 becomes the one on which the page's own broker listens.
 """
@@ -35,6 +37,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from textwrap import dedent
 
 from broker.config.load import load
 from tests.docs.blocks import ROOT, Block
@@ -72,6 +75,9 @@ class Story:
     def run(self, block: Block) -> None:
         """Do what the block's language and options ask. Raises Wrong."""
         if block.language in NOT_RUN or (block.options.get("needs") == "npm" and not self._has_npm_packages()):
+            return
+        if "of" in block.options:
+            _check_quoted(block)
             return
         action = getattr(self, f"_{block.language}", None)
         if action is None:
@@ -141,6 +147,20 @@ class Story:
         (self.folder / name).write_text(text)
         if "file" not in block.options:
             self._check(block, [sys.executable, "-W", "error", name])
+
+    def _diff(self, block: Block, text: str) -> None:
+        file = self.folder / block.options["file"]
+        changed = file.read_text()
+        for piece in re.split(r"^@@\n", text, flags=re.MULTILINE):
+            lines = piece.splitlines(keepends=True)
+            before = "".join(line[1:] for line in lines if line[0] in " -")
+            after = "".join(line[1:] for line in lines if line[0] in " +")
+            at = [match.start() for match in re.finditer(f"^(?={re.escape(before)})", changed, re.MULTILINE)]
+            if len(at) != 1:
+                raise Wrong(f"{block.place}: this fits {file.name} in {len(at)} places, not in one:\n{before}")
+            changed = changed[: at[0]] + after + changed[at[0] + len(before) :]
+        ast.parse(changed)
+        file.write_text(changed)
 
     def _toml(self, block: Block, text: str) -> None:
         file = self.folder / block.options.get("file", "block.toml")
@@ -220,6 +240,24 @@ class Story:
             )
         except subprocess.TimeoutExpired as expired:
             raise Wrong(f"{command[-1]}\ndid not end within {self.patience_s:g} s: {expired.output}") from None
+
+
+def _check_quoted(block: Block) -> None:
+    """Each piece stands in the file as it is here, but for how deep it is indented, one behind the other."""
+    source = ROOT / block.options["of"]
+    lines = source.read_text(encoding="utf-8").splitlines()
+    at = 0
+    for piece in re.split(r"^…\n", block.text, flags=re.MULTILINE):
+        wanted = piece.splitlines()
+        while not _is_same(lines[at : at + len(wanted)], wanted):
+            at += 1
+            if at + len(wanted) > len(lines):
+                raise Wrong(f"{block.place}: {block.options['of']} does not say (any more, or in this order):\n{piece}")
+        at += len(wanted)
+
+
+def _is_same(lines: list[str], wanted: list[str]) -> bool:
+    return dedent("\n".join(lines)) == dedent("\n".join(wanted))
 
 
 def _check_brackets(block: Block, text: str) -> None:

@@ -94,16 +94,22 @@ def test_the_two_commands_work_in_a_fresh_copy(tmp_path: Path) -> None:
         ("console", {}, "no command"),
         ("python", {}, "raise SystemExit(3)"),
         ("python", {"file": "a.py"}, "def"),
+        ("diff", {"file": "b.py"}, "-once\n+never\n"),
+        ("diff", {"file": "b.py"}, "-twice\n+never\n"),
         ("json", {}, "{"),
         ("nginx", {}, "server {\n  listen 80\n}"),
         ("caddy", {}, "a {"),
         ("js", {}, "let a = ;"),
         ("html", {}, "<script>let a = ;</script>"),
         ("cobol", {}, ""),
+        ("python", {"of": "setup.py"}, "nothing_of_the_kind()\n"),
+        ("python", {"of": "tests/docs/story.py"}, "import ast\nimport contextlib\n"),
+        ("python", {"of": "tests/docs/story.py"}, "import contextlib\n…\nimport ast\n"),
     ],
 )
 def test_a_block_that_is_wrong_is_noticed(language: str, options: dict[str, str], text: str, tmp_path: Path) -> None:
     story = Story(tmp_path)
+    (tmp_path / "b.py").write_text("twice\ntwice\nat_once\n")
     try:
         with pytest.raises(Wrong, match=r"README.md:7|printed|expected"):
             story.run(Block(ROOT / "README.md", 7, language, options, text))
@@ -116,7 +122,10 @@ def test_a_block_that_is_right_passes(tmp_path: Path) -> None:
     page = ROOT / "README.md"
     try:
         story.run(Block(page, 1, "bash", {"background": "", "until": "up"}, "echo up; exec sleep 60"))
-        story.run(Block(page, 2, "python", {"file": "a.py"}, "print('12:30 and more')"))
+        story.run(Block(page, 2, "python", {"file": "a.py"}, "import os\nimport re\nprint('12:00')\n"))
+        change = "-import os\n@@\n import re\n-print('12:00')\n+print('12:30 and more')\n"
+        story.run(Block(page, 2, "diff", {"file": "a.py"}, change))
+        story.run(Block(page, 4, "python", {"of": "tests/docs/story.py"}, "import json\n…\nself.folder = folder\n"))
         story.run(Block(page, 3, "console", {}, "$ python a.py\n12:… and more\n$ echo 1 \\\n  2\n1 2\n"))
     finally:
         story.close()

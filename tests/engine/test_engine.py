@@ -269,3 +269,53 @@ def test_nothing_is_left_after_stop() -> None:
         assert world.router.pending.count == 1, "nothing ticks any more"
 
     run(main)
+
+
+def test_events_that_came_together_are_all_taken_in_though_one_fails() -> None:
+    async def main() -> None:
+        world = World()
+        worker, caller = Recorder(), world.attach(Recorder())
+        world.attach(worker, Role.WORKER)
+        good = [Asked(caller, b"%d" % number, "e", "m", Body(b"1"), Options()) for number in range(4)]
+        bad = Asked(caller, b"bad", "e", "m", Body(b"1"), Options())
+        asked = world.router.handlers[Asked]
+
+        def failing(event: Asked, now: float) -> None:
+            if event is bad:
+                raise RuntimeError("on purpose")
+            asked(event, now)
+
+        world.router.handlers[Asked] = failing
+        with pytest.raises(RuntimeError, match="on purpose"):
+            world.engine.feed_all([good[0], bad, good[1], bad, good[2]])
+        assert world.router.pending.count == 3
+        assert len(worker.messages) == 3
+        world.engine.feed_all([good[3]])
+        assert world.router.pending.count == 4
+        assert world.router.effects == []
+        world.engine.stop()
+
+    run(main)
+
+
+def test_events_that_came_together_are_performed_though_the_program_is_interrupted() -> None:
+    async def main() -> None:
+        world = World()
+        worker, caller = Recorder(), world.attach(Recorder())
+        world.attach(worker, Role.WORKER)
+        good = Asked(caller, b"1", "e", "m", Body(b"1"), Options())
+        asked = world.router.handlers[Asked]
+
+        def interrupted(event: Asked, now: float) -> None:
+            if event is not good:
+                raise KeyboardInterrupt
+            asked(event, now)
+
+        world.router.handlers[Asked] = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            world.engine.feed_all([good, Asked(caller, b"2", "e", "m", Body(b"1"), Options())])
+        assert len(worker.messages) == 1
+        assert world.router.effects == []
+        world.engine.stop()
+
+    run(main)

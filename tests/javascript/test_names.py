@@ -35,6 +35,7 @@ ONLY_PYTHON = {
     "Worker.methods": "`serve` takes the functions",
     "Worker.run": "`serve` runs it",
     "Worker.start": "`serve` starts it",
+    "Worker.is_answering_here": "for a program that would wait for itself; JavaScript knows no current task",
     "Worker.wait": "it lives as long as its client; `onState` tells",
     "Worker(url)": "those of its client",
     "Worker(token)": "those of its client",

@@ -606,15 +606,15 @@ def test_a_turn_is_bounded_and_splits_only_large_frames() -> None:
             sizes: list[int] = []
             hand = link._hand
 
-            def watched(data: bytes | memoryview) -> None:
-                sizes.append(len(data))
-                hand(data)
+            def watched(pieces: list[bytes | memoryview]) -> None:
+                sizes.append(sum(map(len, pieces)))
+                hand(pieces)
 
             class Watched(type(link)):  # type: ignore[misc]
                 __slots__ = ()
 
-                def _hand(self, data: bytes | memoryview) -> None:
-                    watched(data)
+                def _hand(self, pieces: list[bytes | memoryview], taken: int = 0) -> None:
+                    watched(pieces)
 
             link.__class__ = Watched
             for _ in range(20):

@@ -10,6 +10,7 @@ import pytest
 
 from broker.core.budget import Budget
 from broker.links.limits import LinkLimits
+from broker.links.link import Writer
 from broker.links.loop import LoopLinks
 from broker.links.pair import PairLink, make_pair
 from broker.wire.frames import binary_frame, text_frame
@@ -390,3 +391,31 @@ def test_both_ends_belong_to_one_loop() -> None:
         await asyncio.to_thread(asyncio.run, elsewhere(LoopLinks()))
 
     asyncio.run(main())
+
+
+def test_what_ends_the_program_while_one_link_is_flushed_keeps_no_other_from_being_flushed_later() -> None:
+    """A program may catch Ctrl-C and turn its loop again, to stop in good order."""
+
+    class Flushed:
+        dirty = False
+        flushes = 0
+
+        def flush(self) -> None:
+            self.dirty = False
+            self.flushes += 1
+
+    class Interrupted(Flushed):
+        def flush(self) -> None:
+            super().flush()
+            raise KeyboardInterrupt
+
+    loop = asyncio.new_event_loop()
+    writer, links = Writer(loop), [Flushed(), Interrupted(), Flushed(), Flushed()]
+    for link in links:
+        writer.mark(link)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(asyncio.sleep(0.001))
+    assert [link.flushes for link in links] == [1, 1, 0, 0]
+    loop.run_until_complete(asyncio.sleep(0.001))
+    assert [link.flushes for link in links] == [1, 1, 1, 1]
+    loop.close()

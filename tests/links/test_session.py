@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import jupyter_client.session as upstream
 import pytest
 import zmq
+from zmq.eventloop.zmqstream import ZMQStream
 
 from broker.links.session import COPY_MAX, DONE, Session
 from broker.wire.session import Message, MessageError, SignatureError
@@ -147,6 +149,24 @@ def test_large_buffers_are_tracked(pair: Pair, size: int, *, copy: bool) -> None
     assert bytes(message["buffers"][0]) == b"x" * size
     sent["tracker"].wait(20)
     assert sent["tracker"].done
+
+
+def test_a_stream_copies_what_is_to_be_tracked(pair: Pair) -> None:
+    dealer, router = pair
+
+    async def main() -> None:
+        stream = ZMQStream(dealer)
+        large = bytearray(b"x" * COPY_MAX)
+        sent = Session(KEY).send(stream, "status", buffers=[memoryview(large)], track=True)
+        assert sent["tracker"].done, "a program that waits for it may change its buffer then"
+        large[:] = b"y" * COPY_MAX
+        stream.flush()
+        stream.on_recv(None)
+        _, message = Session(KEY).recv(router, 0)
+        assert message is not None
+        assert bytes(message["buffers"][0]) == b"x" * COPY_MAX
+
+    asyncio.run(main())
 
 
 def test_a_message_that_is_there_is_sent_again(pair: Pair) -> None:

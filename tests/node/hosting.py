@@ -56,10 +56,13 @@ class Host:
 
 
 @asynccontextmanager
-async def hosting(**brokers: Broker) -> AsyncIterator[Host]:
-    """Brokers that were started, each under its name as the prefix; they are stopped, and nothing of them is left."""
+async def hosting(settings: dict[str, Any] | None = None, /, **brokers: Broker) -> AsyncIterator[Host]:
+    """Brokers that were started, each under its name as the prefix, in an application with these settings.
+
+    They are stopped, and nothing of them is left.
+    """
     routes = [rule for prefix, broker in brokers.items() for rule in broker.routes(f"/{prefix}")]
-    server = HTTPServer(Application([("/", Own), *routes]))
+    server = HTTPServer(Application([("/", Own), *routes], **(settings or {})))
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
     try:

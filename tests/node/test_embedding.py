@@ -229,7 +229,7 @@ def test_waiting_on_the_loop_is_refused_not_waited_for() -> None:
     async def main() -> None:
         broker = await embedded()
         broker.serve("sum", [add])
-        with pytest.raises(RuntimeError, match="thread of the broker's loop"):
+        with pytest.raises(RuntimeError, match=r"use await broker\.request\(…\)"):
             broker.request_from_thread("sum/add", [1, 2])
         assert broker.router.pending.count == 0
         stream = broker.stream_from_thread("sum/add", [1, 2])
@@ -729,3 +729,67 @@ def test_the_page_has_a_table_of_all_names() -> None:
     named = set(re.findall(r"[`, ](\w+)\(", text)) | {"loop", "url", "open_link", "abort"}
     public = {name for name in dir(Broker) if not name.startswith("_")}
     assert public <= named, public - named
+
+
+# ── what cannot be meant ──
+
+
+def test_secrets_and_principals_are_judged_at_once() -> None:
+    with pytest.raises(ValueError, match="at least 32 characters"):
+        Broker(fixed={"short": Principal("a", ())})
+    with pytest.raises(TypeError, match="stands for a str; expected a Principal"):
+        Broker(fixed={"x" * 32: "alice"})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="is a bytes; expected a text"):
+        Broker(fixed={b"x" * 32: Principal("a", ())})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="authenticate is a int; give a function"):
+        Broker(authenticate=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the principal is a str; expected a Principal"):
+        Broker().local("alice")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [{"on_message": 3}, {"on_connect": "x"}, {"on_disconnect": []}])
+def test_hooks_are_functions(given: Any) -> None:
+    (what,) = given
+    with pytest.raises(TypeError, match=f"{what} is of type .*; give a function"):
+        Broker().endpoint("z", **given)
+
+
+def test_a_name_served_twice_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        broker = await embedded()
+        broker.serve("magnet", {"add": add})
+        broker.endpoint("magnet", None, lambda peer: None)  # hooks alone answer nothing
+        assert not caplog.records
+        broker.endpoint("magnet", lambda peer, method, params: method)
+        assert [record.getMessage() for record in caplog.records] == [
+            "magnet is served twice in this process: its calls are shared, each goes to one of the two"
+        ]
+        await broker.stop()
+
+    with caplog.at_level(logging.WARNING, "broker"):
+        run(main)
+
+
+def test_wrong_calls_name_the_function_that_was_called() -> None:
+    async def main() -> None:
+        broker = await embedded()
+        broker.serve("sum", {"add": add})
+        for function, call in (
+            ("submit", lambda: broker.submit("sum/add", [1, 2], tmeout=5)),
+            ("call_back", lambda: broker.call_back("sum/add", [1, 2], print, tmeout=5)),
+            ("stream", lambda: broker.stream("sum/add", [1, 2], tmeout=5)),
+        ):
+            with pytest.raises(TypeError, match=rf"^{function}\(\) has no argument 'tmeout'; did you mean timeout\?"):
+                call()
+        with pytest.raises(TypeError, match=r"^request\(\) has no argument 'tmeout'"):
+            await broker.request("sum/add", [1, 2], tmeout=5)
+        with pytest.raises(TypeError, match=r"^request_from_thread\(\) has no argument 'tmeout'"):
+            await asyncio.to_thread(broker.request_from_thread, "sum/add", [1, 2], tmeout=5)
+        with pytest.raises(TypeError, match=r"^stream_from_thread\(\) has no argument 'tmeout'"):
+            await asyncio.to_thread(broker.stream_from_thread, "sum/add", [1, 2], tmeout=5)
+        with pytest.raises(TypeError, match="the callback is of type NoneType; give a function"):
+            broker.call_back("sum/add", [1, 2], None)  # type: ignore[arg-type]
+        assert not broker.pending()
+        await broker.stop()
+
+    run(main)

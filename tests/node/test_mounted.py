@@ -13,7 +13,7 @@ import pytest
 from tornado.httputil import HTTPServerRequest
 from websockets.exceptions import InvalidStatus
 
-from broker import Broker, Grant, Principal, Role
+from broker import Broker, Grant, Principal, Role, errors
 from broker.auth.logins import cookie_name
 from broker.auth.origins import HostRules
 from tests.node.hosting import embedded, hosting
@@ -163,7 +163,24 @@ def test_addresses_are_learned_once() -> None:
     assert len(rules._bound) == 2
 
 
-# ── the program's own authentication ──
+# ── the program's own settings, and its own authentication ──
+
+
+def test_an_application_that_wants_xsrf_cookies_does_not_get_in_the_way() -> None:
+    async def main() -> None:
+        broker = await embedded()
+        broker.endpoint("lab", lambda peer, method, params: peer.principal)
+        async with hosting({"xsrf_cookies": True}, broker=broker) as host:
+            called = await host.http("/broker/call/lab/m", ADMIN, method="POST", body="")
+            assert called.code == 200 and json.loads(called.body) == "admin"
+            for path in ASKING_POST:
+                assert (await host.http(f"/broker{path}", method="POST", body="{}")).code == 401, path
+            signed_in = await host.http("/broker/login", method="POST", body=json.dumps({"token": ADMIN}))
+            assert signed_in.code == 200
+            other = {"Origin": "http://evil.example"}
+            assert (await host.http("/broker/call/lab/m", ADMIN, method="POST", body="", headers=other)).code == 403
+
+    run(main)
 
 
 def anybody(name: str = "prof") -> Principal:
@@ -193,6 +210,34 @@ def test_the_program_says_who_is_asking_and_else_the_broker_does() -> None:
             other = await host.peer(f"/broker/ws/lab?ticket={ticket}", None)
             assert (await other.call("m"))["result"] == "prof"
             assert broker.authenticator.counters.admitted >= 7
+
+    run(main)
+
+
+def test_the_program_gives_out_tickets_itself() -> None:
+    async def main() -> None:
+        broker = Broker(config())
+        with pytest.raises(RuntimeError, match=r"await broker.start\(\)"):
+            broker.ticket(anybody())
+        await broker.start()
+        broker.endpoint("lab", lambda peer, method, params: peer.principal)
+        async with hosting(broker=broker) as host:
+            ticket = broker.ticket(anybody())
+            peer = await host.peer(f"/broker/ws/lab?ticket={ticket}", None)
+            assert (await peer.call("m"))["result"] == "prof"
+            for path in (f"/broker/ws/lab?ticket={ticket}", f"/broker/ws/other?ticket={broker.ticket(anybody())}"):
+                with pytest.raises(InvalidStatus) as refused:  # spent; not granted
+                    await host.peer(path, None)
+                assert refused.value.response.status_code == (401 if "lab" in path else 403)
+            with pytest.raises(errors.Refused, match="expired") as late:
+                broker.ticket(Principal("prof", (), expires_at=time.time() - 1))
+            assert (late.value.status, late.value.come_back) == (401, False)
+            with pytest.raises(TypeError, match="neither a Principal"):
+                broker.ticket("prof")  # type: ignore[arg-type]
+            with pytest.raises(errors.Refused, match="too many") as many:
+                for _ in range(1000):
+                    broker.ticket(anybody())
+            assert (many.value.status, many.value.come_back) == (429, True)
 
     run(main)
 
@@ -266,8 +311,13 @@ def test_a_coroutine_function_is_refused_at_once() -> None:
     async def authenticate(request: HTTPServerRequest) -> Principal | None:
         return None
 
-    with pytest.raises(TypeError, match="must be a plain one"):
-        Broker(authenticate=authenticate)  # type: ignore[arg-type]
+    class Authenticate:
+        async def __call__(self, request: HTTPServerRequest) -> Principal | None:
+            return None
+
+    for wrong in (authenticate, Authenticate()):
+        with pytest.raises(TypeError, match="must be a plain one"):
+            Broker(authenticate=wrong)  # type: ignore[arg-type]
 
 
 def test_it_is_asked_where_the_broker_listens_itself_too() -> None:
@@ -280,5 +330,29 @@ def test_it_is_asked_where_the_broker_listens_itself_too() -> None:
 
             world = World(broker, None)  # type: ignore[arg-type]
             assert json.loads((await world.http("/whoami", None)).body)["principal"] == "prof"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"xsrf_cookies": True, "cookie_secret": "host"}, {"compress_response": True}, {"serve_traceback": True}],
+    ids=["xsrf_cookies", "compress_response", "serve_traceback"],
+)
+def test_settings_of_the_application_change_nothing_for_the_broker(settings: dict[str, Any]) -> None:
+    """Callers with a token know nothing of tornado's XSRF cookie; pages of others are refused by their Origin."""
+
+    async def main() -> None:
+        broker = await embedded()
+        broker.serve("sum", {"add": lambda a, b: a + b})
+        async with hosting(settings, broker=broker) as host:
+            path, body = "/broker/call/sum/add", "[1, 2]"
+            answer = await host.http(path, ADMIN, method="POST", body=body)
+            assert (answer.code, json.loads(answer.body)) == (200, 3)
+            elsewhere = {"Origin": "http://evil.example"}
+            assert (await host.http(path, ADMIN, method="POST", body=body, headers=elsewhere)).code == 403
+            assert (await host.http("/", method="POST", body="")).code == (403 if "xsrf_cookies" in settings else 405)
+            peer = await host.peer()
+            assert (await peer.reply(await peer.ask("sum/add", [1, 2])))["result"] == 3
 
     run(main)

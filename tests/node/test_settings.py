@@ -28,6 +28,8 @@ def test_every_bound_of_the_core_that_has_a_key_follows_it(name: str) -> None:
         value = 500
     if name == "start_grace_s":
         value = 3000.0
+    if name == "principal_share":
+        value = 0.5
     if name == "part_max_bytes":
         value = 300_000
     if name.startswith("memory_"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.links.connect import connect
-from broker.links.link import Nobody
+from broker.links.end import Nobody
 from broker.links.loop import LoopLinks
 from broker.peer import connection as connection_module
 from broker.peer.backoff import Backoff

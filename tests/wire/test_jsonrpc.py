@@ -120,9 +120,12 @@ def test_a_member_twice_among_thousands_is_found_in_a_moment() -> None:
     members = [f'"{number:x}":0' for number in range(7000)]
     text = '{"jsonrpc":"2.0","id":1,"method":"m",%s,"1b57":1}' % ",".join(members)
     assert len(text) < ENVELOPE_MAX
-    began = time.process_time()
-    answer, strike = refused(text)
-    assert time.process_time() - began < 0.2, "a look at every name for every name takes half a second"
+    spent_s = []
+    for _ in range(3):  # the best of three: the garbage of all tests before may be collected in one
+        began = time.process_time()
+        answer, strike = refused(text)
+        spent_s.append(time.process_time() - began)
+    assert min(spent_s) < 0.2, "a look at every name for every name takes half a second"
     assert strike
     assert "'1b57' stands twice" in answer["error"]["data"]["detail"]
 

@@ -20,6 +20,7 @@ from broker.core.messages import DEFAULT_OPTIONS, Body, Call, Credit, Notify
 from broker.core.sessions import Session
 from broker.wire.pieces import join
 from broker.wire.rtcloud import PICKLED, Bounds, CallIds, NoReply, Result, RtCloud, Unfit, clean, encode_request
+from tests.docs.blocks import ROOT, blocks_of
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "rtcloud.json").read_text())
 BOUNDS = Bounds(message_max_bytes=1 << 20, piece_max_bytes=4096)
@@ -110,6 +111,22 @@ def test_a_request_with_bytes_is_as_the_golden_sample() -> None:
     assert list(json.loads(text)) == list(golden)
 
 
+def test_the_messages_in_the_documentation_are_those_of_the_wire() -> None:
+    blocks = {block.options["file"]: json.loads(block.text) for block in blocks_of(ROOT / "docs" / "rtcloud.md")
+              if block.language == "json"}  # fmt: skip
+    call = encode_request("DataInterface.putFile", Body(b'["f.bin",{"$buffer":0},7]', (b"\x00\xffraw",)), 4)
+    assert json.loads(b"".join(call)) == blocks["call.json"]
+    for name, value in (("answer.json", b'{"fileCount": 3}'), ("failure.json", None)):
+        end = End(ids=CallIds(lambda: 4))
+        end.call()
+        event = end.take(blocks[name])
+        assert isinstance(event, Answered)
+        if value is not None:
+            assert event.body.raw == value
+        else:
+            assert event.error is not None and b"no such file: f.bin" in event.body.raw
+
+
 @pytest.mark.parametrize(
     ("params", "args", "kwargs"),
     [
@@ -146,6 +163,9 @@ def test_params_become_args_and_kwargs(params: bytes, args: list[Any], kwargs: d
         ("C.a", b'[[{"$buffer":0}]]', (b"x",)),
         ("C.a", b'{"k":{"in":{"$buffer":0}}}', (b"x",)),
         ("C.a", b'[{"$buffer":1}]', (b"x",)),
+        ("C.a", b'{"$buffer":0}', (b"x",)),
+        ("C.a", b"[" * 5000 + b"]" * 5000, ()),
+        ("C.a", b'{"k":' * 5000 + b"1" + b"}" * 5000, ()),
     ],
 )
 def test_what_cannot_be_said_to_a_daemon_is_refused(method: str, params: bytes, attachments: tuple[bytes, ...]) -> None:
@@ -210,6 +230,16 @@ def test_parts_of_any_size_make_the_value(kind: str, packed: bool) -> None:
     assert max(len(event.body.attachments[0]) for event in end.events[:-1]) <= BOUNDS.piece_max_bytes
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pickle"])
+def test_parts_without_a_byte_are_an_empty_value(kind: str) -> None:
+    end, call_id = End(), 5
+    end.call()
+    for number in (1, 2):
+        end.take(single(call_id, b"", kind, numParts=2, partId=number, multipart=True))
+    (event,) = end.events
+    assert event.body.attachments == (b"",) and b"$joined" not in event.body.raw
+
+
 def test_json_in_parts_is_put_together_while_it_fits_one_message() -> None:
     data = json.dumps(list(range(10_000))).encode()
     end = End()
@@ -262,6 +292,21 @@ def test_an_answer_without_an_id_counts_only_where_one_call_can_be_meant() -> No
     assert isinstance(end.take(message), Stray)  # this was it
     end.call(3)
     assert end.take(message).attempt == 3
+    for attempt in (4, 5):
+        end.call(attempt)
+        end.codec.give_up(attempt)
+    for _ in range(2):
+        assert isinstance(end.take(message), Stray)  # both have been answered, if late
+    end.call(6)
+    assert end.take(message).attempt == 6
+
+
+def test_an_answer_without_an_id_to_a_notification_is_not_taken_for_another() -> None:
+    message = {"status": 200, "dataSerialization": "json", "data": "MQ=="}
+    end = End()
+    end.codec.encode_notify(Notify("data", "C.tell", Body(b"[]"), end.codec.session))
+    end.call(1)
+    assert isinstance(end.take(message), Stray) and end.codec.open_count == 1
 
 
 def test_the_error_of_a_daemon_is_cut_and_cleaned() -> None:
@@ -280,6 +325,12 @@ def test_errors_of_any_shape_end_their_call(error: object, text: str) -> None:
     end = End()
     event = end.take({"callId": end.call(), "status": 500, "error": error})
     assert json.loads(bytes(event.body.raw))["message"].replace(" ", "") == text.replace(" ", "")
+
+
+def test_of_a_very_long_error_only_the_beginning_is_looked_at() -> None:
+    text = clean("\x01a" * 2_000_000)
+    assert len(text) == 1001 and text.endswith("…")
+    assert clean("\x01" * 5000) == "…" and clean("\x01" * 4000) == ""
 
 
 def test_a_notification_is_a_call_whose_answer_comes_too_late() -> None:
@@ -347,6 +398,7 @@ BAD_SINGLE: list[tuple[dict[str, Any], str]] = [
     ({"numParts": None, "multipart": True}, "numParts is missing"),
     ({"numParts": 2, "partId": None}, "partId is missing"),
     ({"status": 302}, "status 302"),
+    ({"status": 10**30}, "status 1000"),
     ({"compressed": True}, "part 1"),
     ({"dataSerialization": "json"}, "no JSON"),
 ]

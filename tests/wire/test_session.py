@@ -220,6 +220,36 @@ def test_no_key_is_shown() -> None:
     assert "unsigned" in repr(session(b""))
 
 
+def test_a_key_and_a_scheme_that_are_assigned_hold() -> None:
+    sender, receiver = session(), session()
+    sender.key = receiver.key = b"another"
+    frames = signed(sender.serialize(message()))
+    receiver.deserialize(frames)
+    with pytest.raises(SignatureError, match="Invalid Signature"):
+        session().deserialize(frames)
+    sender.signature_scheme = "hmac-sha512"
+    frames = signed(sender.serialize(message()))
+    assert len(frames[0]) == 128
+    with pytest.raises(SignatureError, match="is the scheme the same"):
+        receiver.deserialize(frames)
+    sender.key = b""
+    assert signed(sender.serialize(message()))[0] == b""
+    assert "unsigned" in repr(sender)
+
+
+def test_a_key_or_a_scheme_that_is_none_is_refused_and_the_old_one_stays() -> None:
+    own = session()
+    with pytest.raises(ValueError, match="names no hash"):
+        own.signature_scheme = "hmac-nothing"
+    for key in ("text", None, 5):
+        with pytest.raises(TypeError, match="has to be bytes"):
+            own.key = key  # type: ignore[assignment]
+        with pytest.raises(TypeError, match="has to be bytes"):
+            session(key)  # type: ignore[arg-type]
+    assert (own.key, own.signature_scheme) == (KEY, "hmac-sha256")
+    session().deserialize(signed(own.serialize(message())))
+
+
 def test_extract_header() -> None:
     made = message()
     assert extract_header(made) == made["header"]
@@ -262,6 +292,7 @@ def test_json_says_what_json_can_say() -> None:
     }  # fmt: skip
     assert unpack(pack({"x": float("nan")})) == {"x": None}
     assert str(unpack(b'{"x": NaN}')["x"]) == "nan", "as some kernels write it"
+    assert unpack(pack({"x": {1}, "y": (1, 2)})) == {"x": [1], "y": [1, 2]}, "as jupyter_client does it"
     with pytest.raises(TypeError):
         pack({"x": object()})
 

@@ -67,12 +67,15 @@ class _LoginDoor(Door):
         cookie = set_cookie(self.gate.cookie, value, live_s, secure=self.facts.secure, path=self.gate.path)
         self.add_header("Set-Cookie", cookie)
 
-    def end(self, login_id: str) -> None:
-        """End a sign-in and every link that was opened with it."""
+    def end(self, login_id: str, *, for_good: bool) -> None:
+        """End a sign-in and every link that was opened with it; `for_good` their sessions too, whatever their grace."""
         self.logins.close(login_id)
-        for session in list(self.engine.router.sessions.by_id.values()):
-            if session.login_id == login_id and session.link is not None:
+        for session in [each for each in self.engine.router.sessions.by_id.values() if each.login_id == login_id]:
+            if for_good:
+                self.engine.router.attaching.expel(session, "signed out", self.engine.now())
+            elif session.link is not None:
                 session.link.close(UNAUTHORISED.code, "signed out")
+        self.engine.perform()
 
 
 class LoginHandler(_LoginDoor):
@@ -114,7 +117,7 @@ class LoginHandler(_LoginDoor):
         for old in cookie_values(self.facts, self.gate.cookie):
             before = self.logins.find(old)
             if before is not None:
-                self.end(before.login_id)
+                self.end(before.login_id, for_good=before.name != principal.name)
         self.set_session(value, live_s)
         if self._asked_by_form and self.daemons is not None:
             self.add_header("Set-Cookie", self.daemons.write(value, live_s, secure=self.facts.secure))
@@ -187,7 +190,7 @@ class LogoutHandler(_LoginDoor):
         check_names(self.facts, ())
         if principal.kind != "login":
             raise Refused(400, f"signed in with a {principal.kind}, not with the cookie of /login: nothing to end")
-        self.end(principal.login_id)
+        self.end(principal.login_id, for_good=True)
         self.set_session("", 0)
         if self.daemons is not None:
             self.add_header("Set-Cookie", self.daemons.write("", 0, secure=self.facts.secure))

@@ -134,9 +134,9 @@ class FrontEnd:
     """
 
     __slots__ = (
-        "_away", "_counted", "_dialect", "_engine", "_gone", "_held_at", "_hold_again_at", "_link", "_links", "_looking",
-        "_nudge", "_nudged", "_numbers", "_pace", "_pending", "_sent", "_session", "_settings", "_waiting", "ended",
-        "endpoint",
+        "_away", "_counted", "_dialect", "_engine", "_gone", "_held_at", "_hold_again_at", "_link", "_links",
+        "_looking", "_nudge", "_nudged", "_numbers", "_pace", "_pending", "_sent", "_session", "_settings", "_waiting",
+        "ended", "endpoint",
     )  # fmt: skip
 
     takes_binary = True

@@ -66,10 +66,19 @@ class RtCloudHandler(Admission):
             self._attach(link, principal, endpoint, self.classes.get(name))
 
     def authenticate(self) -> Principal:
-        """Who is asking: by the cookie `login`, else as on all other paths. Raises Refused."""
+        """Who is asking: by the program's own authentication, by the cookie `login`, else as on all other paths.
+
+        The program comes first, as its own login, too, may set a cookie of that name: rt-cloud's does. Raises Refused.
+        """
         values = cookie_values(self.facts, COOKIE)
         if not values:
             return super().authenticate()
+        principal = self.gate.ask_program(self.request, self.facts) or self._by_cookie(values)
+        if self.gate.acceptor is not None:
+            self.gate.acceptor.authenticated(self.stream)
+        return principal
+
+    def _by_cookie(self, values: tuple[str, ...]) -> Principal:
         authenticator = self.gate.authenticator
         authenticator.check_door(self.facts)
         if len(values) > 1:
@@ -78,10 +87,7 @@ class RtCloudHandler(Admission):
             raise Refused(
                 403, "the cookie counts only with Origin, so that no other page's request is taken for one's own"
             )
-        principal = authenticator.authenticate_login(self.facts, self.daemons.read(values[0]))
-        if self.gate.acceptor is not None:
-            self.gate.acceptor.authenticated(self.stream)
-        return principal
+        return authenticator.authenticate_login(self.facts, self.daemons.read(values[0]))
 
     def _link_limits(self) -> LinkLimits:
         """A large request may wait in the outbox without costing the daemon its pongs, and so the link."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-
 from broker.core.events import (
     Answered,
     BadReply,
@@ -17,11 +15,11 @@ from broker.core.events import (
     PartSent,
     Stray,
 )
-from broker.core.ids import AttemptId
 from broker.core.kept import NEVER_WRITTEN
 from broker.core.messages import Call, CancelAttempt, Credit, Message, Notify
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.held import HeldCalls
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.wire.rtcloud import INVALID_PARAMS, NoReply, Result, RtCloud, Unfit, error_reply
@@ -29,7 +27,7 @@ from broker.wire.rtcloud import INVALID_PARAMS, NoReply, Result, RtCloud, Unfit,
 SLICES_PER_TURN = 4
 """slices of work on results, some 256 KiB each, before the loop has its turn: 5 ms with MD5, CRC-32 and unpacking"""
 INLINE_BYTES = 256 << 10
-"""results up to this size are dealt with at once"""
+"""results up to this size are begun at once, which is the end of them unless they were packed"""
 HELD_SOFT_BYTES = 16 << 20
 """parts held for one daemon above which nothing more is read from it, as far as that does no harm"""
 HELD_MAX_BYTES = 64 << 20
@@ -58,7 +56,7 @@ class RtCloudPeer:
         self._link = link
         self._codec = codec
         self._session: Session | None = None
-        self._held: dict[AttemptId, Call] = {}  # calls for which there is no room in the outbox
+        self._held = HeldCalls()
         self._counted = 0  # bytes of results that stand in the budget
         self._scheduled = self._pausing = False
         self._read_on: asyncio.TimerHandle | None = None
@@ -88,13 +86,18 @@ class RtCloudPeer:
             return
         if isinstance(decoded, Result):
             if decoded.held_bytes <= INLINE_BYTES:
-                results = self._codec.results
-                while decoded.is_ready and results.get(decoded.attempt) is decoded:
-                    self._step(decoded)
+                self._finish_at_once(decoded)
             self._go_on()
         elif decoded is not None:
             self._answer(decoded)
             self._go_on()
+
+    def _finish_at_once(self, result: Result) -> None:
+        """As far as a turn's work goes: what is small may have been packed, and be large."""
+        for _ in range(SLICES_PER_TURN):
+            if not result.is_ready or self._codec.results.get(result.attempt) is not result:
+                break
+            self._step(result)
 
     def congested(self, congested: bool) -> None:
         """The outbox rose above its soft bound, or fell again."""
@@ -109,7 +112,7 @@ class RtCloudPeer:
 
     def _leave(self, code: int, reason: str, flushed: int) -> None:
         session, self._session = self._session, None
-        self._held.clear()
+        self._held.drop_all()
         self._codec.close()
         self._count()
         self._stop_timer()
@@ -233,7 +236,7 @@ class RtCloudPeer:
             if not self._scheduled:
                 self._go_on()
         elif type(message) is CancelAttempt:
-            if self._held.pop(message.attempt_id, None) is None:
+            if not self._held.drop(message.attempt_id):
                 self._codec.give_up(message.attempt_id)
                 self._go_on()
         elif type(message) is Notify:
@@ -244,7 +247,8 @@ class RtCloudPeer:
             pieces = self._codec.encode(call)
         except Unfit as unfit:
             call.attempt.mark = NEVER_WRITTEN
-            self._engine.feed(error_reply(call.attempt.session, call.attempt.id, INVALID_PARAMS, str(unfit)))
+            why = f"the daemon was not asked: {unfit}"
+            self._engine.feed(error_reply(call.attempt.session, call.attempt.id, INVALID_PARAMS, why))
             return
         self._link.send_parts(pieces)
         call.attempt.mark = self._link.enqueued
@@ -263,19 +267,15 @@ class RtCloudPeer:
             self._engine.router.counters.notifications_dropped += 1
 
     def _hold(self, call: Call) -> None:
-        call.attempt.mark = NEVER_WRITTEN
-        self._held[call.attempt.id] = call
+        self._held.hold(call)
         if self._session is not None and not self._session.congested:
             self._engine.feed(Congested(self._session, True))
 
     def _release(self) -> None:
         """Write calls that were held, as many as there is room for. What has expired meanwhile ends in its turn."""
         now = self._engine.now()
-        while self._held and not self._link.is_crowded():
-            call = self._held.pop(next(iter(self._held)))
-            left_s = call.attempt.request.deadline - now
-            if left_s > 0:
-                self._ask(msgspec.structs.replace(call, left_s=left_s))
+        while not self._link.is_crowded() and (taken := self._held.take(now)) is not None:
+            self._ask(taken[0])
 
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Daemons hear no broadcasts."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 
 from broker.core.errors import DUPLICATE_ID, INVALID_REQUEST, SLOW_READER
 from broker.core.events import Asked, Congested, Detached, Malformed, Refused
-from broker.core.ids import AttemptId
 from broker.core.kept import NEVER_WRITTEN, Kept
 from broker.core.messages import (
     Ack,
@@ -23,11 +25,14 @@ from broker.core.messages import (
 )
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.held import HeldCalls
+from broker.links.link import Link
 from broker.links.pair import AnyLink
 from broker.wire.attachments import AttachmentError, unpack
 from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
+from broker.wire.native import Writer
 
 ACK_MESSAGES, ACK_BYTES = 32, 1 << 20
 """after how many messages, or how much, a peer whose session has grace is told that they have arrived"""
@@ -46,16 +51,15 @@ def _body(message: Message) -> Body | None:
 class WebSocketPeer:
     """Receives for its link, and is what the core knows as the session's link.
 
-    Calls for a worker whose outbox is crowded are held here until there is room: however much falls to it within one
-    turn of the loop, before it can be called congested, none of it makes it a slow consumer.
+    Calls for a worker whose outbox is crowded are held here until there is room.
 
     If the session outlives its links, the messages of the peer are counted in its `Kept`, and what it is sent bears
     numbers.
     """
 
     __slots__ = (
-        "_acked", "_batch_max", "_batched", "_behind", "_codec", "_engine", "_feeding", "_held", "_kept", "_link",
-        "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes",
+        "_acked", "_batch_max", "_batched", "_codec", "_engine", "_feeding", "_held", "_kept", "_link",
+        "_message_max_bytes", "_session", "_stopped_at", "_unacked_bytes", "_writer", "decoded",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, link: AnyLink, codec: JsonRpc, message_max_bytes: int, batch_max: int) -> None:
@@ -67,11 +71,12 @@ class WebSocketPeer:
         self._session: Session | None = None
         self._batched: dict[object, Batch] | None = None
         self._feeding: Batch | None = None
-        self._held: dict[AttemptId, Call] = {}
-        self._behind: dict[AttemptId, list[Message]] = {}  # what follows calls that are held
+        self._held = HeldCalls()
         self._kept: Kept | None = None
         self._acked = self._unacked_bytes = 0
         self._stopped_at = 0  # from which number on they are not sent for now, but only kept
+        self.decoded: Callable[[list[Any]], None] = engine.feed_all
+        self._writer: Writer | None = None
 
     def start(self, session: Session) -> None:
         """Begin to listen to the link, on behalf of this session."""
@@ -80,6 +85,11 @@ class WebSocketPeer:
         self._kept = session.kept
         if self._kept is not None:
             self._acked = self._kept.received
+        if isinstance(self._link, Link) and self._link.reader is not None:
+            self._codec.read_by(self._link.reader)
+            self._writer = self._link.new_writer(*self._codec.plain)
+            if self._kept is not None:
+                self.decoded = self._decoded_and_counted
         self._link.start(self)
         if self._held:  # what waited for a worker was given to it while it was attached
             self._engine.feed(Congested(session, True))
@@ -91,7 +101,7 @@ class WebSocketPeer:
     def message(self, payload: bytes, binary: bool) -> None:
         """One whole message. Whatever is wrong with it is told and counted; the link stays."""
         if self._kept is not None:
-            self._count(self._kept, len(payload))
+            self._count(self._kept, 1, len(payload))
         try:
             if binary:
                 event = self._decode_binary(payload)
@@ -107,9 +117,19 @@ class WebSocketPeer:
         if event is not None:
             self._engine.feed(event)
 
-    def _count(self, kept: Kept, size: int) -> None:
-        """One more message of a session that outlives its links; now and then the peer is told."""
-        kept.received += 1
+    def _decoded_and_counted(self, events: list[Any]) -> None:
+        """The same for messages that were read in C. `decoded` is this, or where there is nothing to count the engine's
+        `feed_all` itself.
+        """
+        kept, reader = self._kept, self._link.reader
+        if kept is not None and reader is not None:
+            size, reader.decoded_bytes = reader.decoded_bytes, 0
+            self._count(kept, len(events), size)
+        self._engine.feed_all(events)
+
+    def _count(self, kept: Kept, messages: int, size: int) -> None:
+        """So many more messages of a session that outlives its links; now and then the peer is told."""
+        kept.received += messages
         self._unacked_bytes += size
         if kept.received - self._acked >= ACK_MESSAGES or self._unacked_bytes >= ACK_BYTES:
             self._acked, self._unacked_bytes = kept.received, 0
@@ -130,24 +150,19 @@ class WebSocketPeer:
 
     def _leave(self, code: int, reason: str, flushed: int) -> None:
         session, self._session = self._session, None
-        self._held.clear()
-        self._behind.clear()
+        self._held.drop_all()
         if session is not None:
             self._engine.feed(Detached(session, code, reason, flushed, self))
 
     def _release(self) -> None:
         """Write calls that were held, as many as there is room for. What has expired meanwhile ends in its turn."""
         now = self._engine.now()
-        while self._held and not self._link.is_crowded():
-            call = self._held.pop(next(iter(self._held)))
-            behind = self._behind.pop(call.attempt.id, ())
-            left_s = call.attempt.request.deadline - now
-            if left_s > 0:
-                call = msgspec.structs.replace(call, left_s=left_s)
-                self._link.send_parts(self._codec.encode(call), self._codec.takes_binary(call.body))
-                call.attempt.mark = self._link.enqueued
-                for message in behind:
-                    self._link.send_parts(self._codec.encode(message), self._codec.takes_binary(_body(message)))
+        while not self._link.is_crowded() and (taken := self._held.take(now)) is not None:
+            call, behind = taken
+            self._link.send_parts(self._codec.encode(call), self._codec.takes_binary(call.body))
+            call.attempt.mark = self._link.enqueued
+            for message in behind:
+                self._link.send_parts(self._codec.encode(message), self._codec.takes_binary(_body(message)))
 
     def _decode_binary(self, payload: bytes) -> Decoded:
         self._codec.binary = True
@@ -226,7 +241,10 @@ class WebSocketPeer:
         return self._codec.binary
 
     def deliver(self, message: Message) -> None:
-        """Write one message."""
+        """Write one message: in C if it is plain, and nothing stands in its way."""
+        writer = self._writer
+        if writer is not None and not (self._held or self._batched or self._feeding) and writer.write(message):
+            return
         codec, link = self._codec, self._link
         if type(message) is Call:
             if self._held or link.is_crowded():
@@ -240,19 +258,17 @@ class WebSocketPeer:
             body = message.body
             link.send_parts(codec.encode(message), codec.binary and body is not None and body.attachments != ())
         elif type(message) is CancelAttempt:
-            self._behind.pop(message.attempt_id, None)
-            if self._held.pop(message.attempt_id, None) is None:
+            if not self._held.drop(message.attempt_id):
                 link.send_parts(codec.encode(message))
         elif type(message) in _FOLLOWS_A_CALL and message.attempt_id in self._held:  # type: ignore[union-attr]
-            self._behind.setdefault(message.attempt_id, []).append(message)  # type: ignore[union-attr]
+            self._held.follow(message.attempt_id, message)  # type: ignore[union-attr]
         elif type(message) in _CAN_BE_DROPPED and link.is_crowded():
             self._engine.router.counters.notifications_dropped += 1
         else:
             link.send_parts(codec.encode(message), codec.takes_binary(_body(message)))
 
     def _hold(self, call: Call) -> None:
-        call.attempt.mark = NEVER_WRITTEN
-        self._held[call.attempt.id] = call
+        self._held.hold(call)
         self._crowded()
 
     def _crowded(self) -> None:
@@ -267,6 +283,8 @@ class WebSocketPeer:
         if self._stops(n):
             if type(message) is Call:
                 message.attempt.mark = NEVER_WRITTEN
+            return
+        if self._writer is not None and self._writer.write(message, n):
             return
         codec, link = self._codec, self._link
         if type(message) is Call and link.is_crowded():

@@ -6,30 +6,37 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import zmq
 
+from broker.links.kernel_channel import Header, Received
 from broker.links.session import now
 from broker.wire.kernel import KernelMessage
+from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
 from broker.worker.kernel.process import KernelError, Process
-from broker.worker.kernel.sockets import BACK, GONE, Header, Received, Sockets
+from broker.worker.kernel.sockets import BACK, Sockets
 
 log = logging.getLogger("broker.worker")
 
 ANSWERS_S = 60.0
 """how long a kernel that was started may take until it answers"""
+CHANNELS = 4
 ATTACHED_ANSWERS_S = 10.0
 """how long one that is attached to may take"""
 ASK_AGAIN_S = 0.5
 """how long until a kernel that is silent is asked again whether it is there"""
+SUBSCRIBED_S = 0.1
+GAP_S = 0.3
+"""how long after IOPub's connection broke it is looked whether the kernel lives"""
 LOOK_S = 2.0
 """how often it is looked whether the process runs, beside the connection, which usually tells at once"""
+ANOTHER_ANSWERS_S = 2.0
 AWAY_S = 2.0
 """how long the connection to a kernel that is attached to may be away until it counts as dead"""
 RESTARTS_MAX = 5
@@ -38,6 +45,10 @@ STABLE_S = 10.0
 """a kernel that lived so long has not died in a row"""
 OWN_REMEMBERED = 256
 """the worker's own requests whose messages on IOPub are nobody's matter, the last of them"""
+ASKED_MAX = 2000
+"""requests that wait at the kernel, those that were cancelled since included; the next is refused"""
+ASKED_MAX_BYTES = 256 << 20
+"""what those hold together; one alone is always taken"""
 OWN_REPLY_S = 10.0
 """how long an answer to the worker's own requests is waited for: interrupt, shutdown"""
 
@@ -57,6 +68,7 @@ class Kernel:
         """`starting`, `idle`, `busy`, `restarting`, `dead`, or what else the kernel says of itself"""
         self.kernel_info: dict[str, Any] = {}
         self.last_activity = _date()
+        self.is_dead = False
         self.died = 0
         """how often it died"""
         self._heard = heard
@@ -70,13 +82,15 @@ class Kernel:
         self._settled = asyncio.Event()  # it is ready, or dead
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
-        self._connected = False
+        self._connected: set[str] = set()
         self._restarting = asyncio.Lock()
         self._own: dict[str, asyncio.Future[Received]] = {}
         self._own_ids: deque[str] = deque(maxlen=OWN_REMEMBERED)
         self._iopub_seen = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._began = 0.0
+        self._was_away = False
+        self._gap = False
         self._deaths = 0
 
     # ------------------------------------------------------------ life
@@ -102,6 +116,7 @@ class Kernel:
         self._fail_all("KernelGone", "the kernel has ended")
         self._close()
         self.state = "dead"
+        self.is_dead = True
         self._settled.set()
         await self.process.end(now=now)
 
@@ -116,14 +131,14 @@ class Kernel:
     async def shutdown(self) -> None:
         """End it, one that was attached to as well, and tell so. Raises KernelError."""
         async with self._restarting:
-            if not self.process.can_restart and self.state != "dead":
+            if not self.process.can_restart and not self.is_dead:
                 await self._ask_own("control", "shutdown_request", {"restart": False})
             self._tell("dead")
             await self.end()
 
     async def interrupt(self) -> None:
         """Interrupt what it is doing. Raises KernelError."""
-        if self.state == "dead":
+        if self.is_dead:
             raise KernelError("the kernel is dead; `restart` starts it again")
         if not await self.process.interrupt():
             await self._ask_own("control", "interrupt_request", {})
@@ -137,7 +152,7 @@ class Kernel:
         self._close()
         self._gone.clear()
         self._iopub_seen.clear()
-        self._connected = False
+        self._connected.clear()
         try:
             self._sockets = Sockets(info, self._received, self._watched)
         except (zmq.ZMQError, ValueError) as error:
@@ -147,14 +162,15 @@ class Kernel:
         self._settle()
 
     async def _nudge(self, patience_s: float) -> None:
-        """Wait until the kernel answers, and is heard on IOPub.
+        """Wait until the kernel answers, is heard on IOPub, and reaches this end on all channels.
 
-        A SUB socket that is not subscribed yet loses the first `status: idle`, and who waits for that waits for ever.
+        A SUB socket that is not subscribed yet loses the first `status: idle`, and who waits for that waits for ever;
+        so does who has to be asked for input over a connection that is not there yet.
         """
         assert self._sockets is not None
         until = time.monotonic() + patience_s
         info: dict[str, Any] | None = None
-        while info is None or not self._iopub_seen.is_set():
+        while info is None or not self._iopub_seen.is_set() or len(self._connected) < CHANNELS:
             if time.monotonic() > until:
                 raise KernelError(self._why_silent(patience_s, heard=info is not None))
             if await self.process.is_alive() is False:
@@ -162,6 +178,7 @@ class Kernel:
             try:
                 reply = await self._ask_own("shell", "kernel_info_request", {}, ASK_AGAIN_S)
                 info = msgspec.json.decode(reply.message.content)
+                self._session_id = reply.header.session
             except KernelError:
                 continue
             try:
@@ -177,17 +194,19 @@ class Kernel:
         sockets = self._sockets
         assert sockets is not None
         where = f"{sockets.info.transport}://{sockets.info.ip}"
-        if not self._connected:
+        if "shell" not in self._connected:
             return (
                 f"no kernel listens at {sockets.info.url('shell')}: it has ended, or its connection file is another's"
             )
         if sockets.refused:
             return f"the kernel at {where} signs with another key: this connection file is not its own"
         if heard:
-            return f"the kernel at {where} answers, but nothing comes over iopub_port {sockets.info.iopub_port}"
+            missing = sorted({"iopub", "stdin", "control"} - self._connected) or ["iopub"]
+            return f"the kernel at {where} answers, but its {missing[0]}_port in the connection file does not"
         return f"the kernel at {where} does not answer within {patience_s:g} s: it is busy, or has another key"
 
     def _settle(self) -> None:
+        self.is_dead = False
         self._ready.set()
         self._settled.set()
 
@@ -201,18 +220,39 @@ class Kernel:
             self._sockets = None
 
     def _watched(self, channel: str, event: int) -> None:
+        if event == BACK:
+            self._connected.add(channel)
+            if channel == "iopub" and self._gap:  # a little later: the kernel has to hear of the subscription
+                self._gap = False
+                asyncio.get_running_loop().call_later(SUBSCRIBED_S, self._tell_gap)
+            return
+        self._connected.discard(channel)
         if channel == "shell":
-            self._connected = event == BACK
-            if event == GONE:
-                self._gone.set()
-        elif event == GONE and self._connected and self._ready.is_set():
-            asyncio.get_running_loop().call_later(LOOK_S, self._tell_gap)
+            self._gone.set()
+        elif channel == "iopub" and self._ready.is_set():
+            asyncio.get_running_loop().call_later(GAP_S, self._look_at_gap)
+
+    def _look_at_gap(self) -> None:
+        """IOPub's connection broke: if the kernel lives, see that it is there again, then tell."""
+        if not self._ready.is_set() or self._sockets is None:
+            return
+        if "iopub" in self._connected:
+            self._tell_gap()
+        else:
+            self._gap = True
+            self._sockets.reopen("iopub")
 
     def _tell_gap(self) -> None:
         """IOPub's connection broke and that of the shell did not: what the kernel said meanwhile is lost."""
-        if self._ready.is_set():
-            text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
-            self._say("stream", {"name": "stderr", "text": text})
+        if not self._ready.is_set():
+            return
+        text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
+        asking = self._asking.get(self._begun or "")
+        told = self._say("stream", {"name": "stderr", "text": text}, asking)
+        if asking is not None:
+            asking.show(told, self._number)
+        for each in self._asking.values():
+            each.lost_iopub()
 
     async def _watch(self) -> None:
         """Notice the kernel's end, and start it again if it was started here."""
@@ -222,30 +262,70 @@ class Kernel:
                     await self._gone.wait()
             except TimeoutError:
                 pass
-            if self.state == "dead" and self.process.can_restart:
+            if self.is_dead and self.process.can_restart:
                 self._gone.clear()
                 await asyncio.sleep(LOOK_S)
                 continue
             async with self._restarting:
-                if self.state != "dead" and await self._is_dead():
+                if not self.is_dead and await self._has_died():
                     await self._died()
-                elif not self.process.can_restart and self.state == "dead":
+                elif self.process.can_restart and not self.is_dead and "shell" not in self._connected:
+                    await self._connect_again()
+                elif not self.process.can_restart and self._was_away and await self._is_another():
+                    await self._was_restarted()
+                elif not self.process.can_restart and self.is_dead:
                     await self._come_back()
 
-    async def _is_dead(self) -> bool:
+    async def _has_died(self) -> bool:
         """Whether it is. The process of one started here may take a moment to be gone after its sockets."""
         ends_at = time.monotonic() + AWAY_S
         while self._gone.is_set() and time.monotonic() < ends_at:
             alive = await self.process.is_alive()
             if alive is False:
                 return True
-            if self._connected:
+            if "shell" in self._connected:
+                self._was_away = True
                 break  # only the connection was lost; it is there again
             await asyncio.sleep(0.02)
-        lost = self._gone.is_set() and not self._connected
+        lost = self._gone.is_set() and "shell" not in self._connected
         self._gone.clear()
         alive = await self.process.is_alive()
         return lost if alive is None else not alive
+
+    async def _connect_again(self) -> None:
+        """The process lives, but its connection broke and is not there again."""
+        assert self._sockets is not None
+        self._unsettle()
+        self._fail_all("KernelUnreachable", "the connection to the kernel broke; was its reply above 256 MiB?")
+        try:
+            await self._connect(self._sockets.info, ANSWERS_S)
+        except KernelError as error:
+            log.warning("%s", error)
+            self._tell("dead")
+
+    async def _is_another(self) -> bool:
+        """Whether what is there again is another process, as its session says. Control answers beside running cells."""
+        try:
+            reply = await self._ask_own("control", "kernel_info_request", {}, ANOTHER_ANSWERS_S)
+        except KernelError:
+            return False  # it is asked again
+        self._was_away = False
+        return reply.header.session != self._session_id
+
+    async def _was_restarted(self) -> None:
+        """Whoever has started it has put another in its place."""
+        log.warning("the kernel was started again by others")
+        self.died += 1
+        self._unsettle()
+        self._fail_all("KernelDied", "the kernel died while it had this request")
+        self._tell("restarting")
+        try:
+            await self._nudge(ATTACHED_ANSWERS_S)
+        except KernelError as error:
+            log.warning("%s", error)
+            self._tell("dead")
+        else:
+            self._settle()
 
     async def _died(self) -> None:
         """It is dead: whoever waits is told, and it is started again if that makes sense."""
@@ -281,7 +361,7 @@ class Kernel:
 
     async def _come_back(self) -> None:
         """One that is attached to may have been started again by whoever did it the first time."""
-        if self._sockets is None or not self._connected:
+        if self._sockets is None or "shell" not in self._connected:
             return
         try:
             await self._nudge(ASK_AGAIN_S)
@@ -292,33 +372,34 @@ class Kernel:
 
     # ------------------------------------------------------------ asking
 
-    async def ask(self, asking: Asking, message: Mapping[str, Any]) -> None:
+    async def ask(self, asking: Asking) -> None:
         """Send a request; `asking` is told what becomes of it. Raises Fault if it cannot be sent."""
+        sockets = await self._until_ready()
         if asking.msg_id in self._asking:
             text = f"msg_id {asking.msg_id[:80]!r} is in flight already; each message has an id of its own"
             raise Fault(text, code=BAD_PARAMS)
-        await self._send(asking.channel, message, asking)
+        size = asking.size + sum(each.size for each in self._asking.values())
+        if self._asking and (len(self._asking) >= ASKED_MAX or size > ASKED_MAX_BYTES):
+            # Those that were cancelled are among them: to the broker they have ended, in the kernel's queue they wait.
+            text = f"{len(self._asking)} requests wait at the kernel, as many or as large as may; come again later"
+            raise Fault(text, data={"type": "KernelBusy", "message": text}, retryable=True)
+        assert asking.message is not None
+        _send(sockets, asking.message)
+        asking.message = None
+        self._asking[asking.msg_id] = asking
 
-    async def tell(self, channel: str, message: Mapping[str, Any]) -> None:
+    async def tell(self, message: KernelMessage) -> None:
         """Send a message that has no reply. Raises Fault if it cannot be sent."""
-        await self._send(channel, message, None)
+        _send(await self._until_ready(), message)
 
-    async def _send(self, channel: str, message: Mapping[str, Any], asking: Asking | None) -> None:
-        if self.state == "dead":
-            raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
+    async def _until_ready(self) -> Sockets:
+        """Wait while it starts again. Raises Fault if it is dead."""
         while not self._ready.is_set():
-            await self._settled.wait()
-            if self.state == "dead":
+            if self.is_dead:
                 raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
+            await self._settled.wait()
         assert self._sockets is not None
-        try:
-            self._sockets.send(channel, message)
-        except zmq.Again:
-            raise _fault("KernelBusy", "the kernel takes no more messages now") from None
-        except (TypeError, ValueError) as error:
-            raise Fault(f"the message cannot be sent to the kernel: {error}", code=BAD_PARAMS) from None
-        if asking is not None:
-            self._asking[asking.msg_id] = asking
+        return self._sockets
 
     def header(self, msg_type: str) -> dict[str, Any]:
         """The header of a new message of the worker's own."""
@@ -333,7 +414,7 @@ class Kernel:
 
     async def cancel(self, asking: Asking) -> None:
         """Nobody waits for it any more: it is interrupted, now or as soon as the kernel begins it."""
-        if asking.has_ended or asking.channel != "shell":
+        if asking.has_ended or asking.has_run or asking.channel != "shell":
             self.done(asking)
             return
         asking.is_cancelled = True
@@ -361,12 +442,14 @@ class Kernel:
         sockets = self._sockets
         if sockets is None:
             raise KernelError("the kernel is dead")
-        message = sockets.session.msg(msg_type, content)
-        self._own_ids.append(message["msg_id"])
+        header = sockets.session.header(msg_type, now())
+        message = KernelMessage(channel, pack_json(header), b"{}", b"{}", pack_json(content))
+        msg_id = header["msg_id"]
+        self._own_ids.append(msg_id)
         future: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
-        self._own[message["msg_id"]] = future
+        self._own[msg_id] = future
         try:
-            sockets.send(channel, message)
+            sockets.send(message)
             async with asyncio.timeout(patience_s):
                 return await future
         except TimeoutError:
@@ -374,7 +457,7 @@ class Kernel:
         except zmq.Again:
             raise KernelError("the kernel takes no more messages now") from None
         finally:
-            del self._own[message["msg_id"]]
+            del self._own[msg_id]
 
     # ------------------------------------------------------------ hearing
 
@@ -399,7 +482,6 @@ class Kernel:
 
     def _heard_iopub(self, received: Received, parent: str) -> None:
         kind = received.header.msg_type
-        self._session_id = received.header.session
         self._iopub_seen.set()
         self.last_activity = _date()
         self._number += 1
@@ -429,18 +511,22 @@ class Kernel:
         """Tell a state of the kernel that it cannot tell itself."""
         self.state = state
         self._begun = None
-        if state == "dead":
+        self.is_dead = state == "dead"
+        if self.is_dead:
             self._settled.set()
         self._say("status", {"execution_state": state})
 
-    def _say(self, msg_type: str, content: dict[str, Any]) -> None:
+    def _say(self, msg_type: str, content: dict[str, Any], asking: Asking | None = None) -> Received:
         self._number += 1
         header = {
             "msg_id": f"{self._session_id}_broker_{self._number}", "msg_type": msg_type, "username": "broker",
             "session": self._session_id, "date": now(), "version": "5.4",
         }  # fmt: skip
-        message = KernelMessage("iopub", msgspec.json.encode(header), b"{}", b"{}", msgspec.json.encode(content))
-        self._heard(Received(message, Header(header["msg_id"], msg_type, self._session_id), Header()), self._number)
+        parent = b"{}" if asking is None else asking.header
+        message = KernelMessage("iopub", pack_json(header), parent, b"{}", pack_json(content))
+        told = Received(message, Header(header["msg_id"], msg_type, self._session_id), Header())
+        self._heard(told, self._number)
+        return told
 
     def _fail_all(self, kind: str, why: str) -> None:
         asking, self._asking = self._asking, {}
@@ -453,6 +539,13 @@ class Kernel:
 
 class _Status(msgspec.Struct):
     execution_state: str = ""
+
+
+def _send(sockets: Sockets, message: KernelMessage) -> None:
+    try:
+        sockets.send(message)
+    except zmq.Again:
+        raise _fault("KernelBusy", "the kernel takes no more messages now") from None
 
 
 def _fault(kind: str, text: str) -> Fault:

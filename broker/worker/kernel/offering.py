@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import uuid
 from typing import Any
 
 from broker.core.access import is_name
@@ -58,7 +58,7 @@ class KernelsWorker(Worker):
 
         `name` is a kernelspec's; the endpoint is this one's name, a dot, and `id`, by default drawn at random.
         """
-        number = id or secrets.token_hex(8)
+        number = id or str(uuid.uuid4())  # jupyter_server has no path for ids of another form
         endpoint = f"{self.endpoint}.{number}"
         if not is_name(endpoint):
             raise Fault(f"id {number[:80]!r} makes no name of an endpoint", code=BAD_PARAMS)
@@ -83,7 +83,7 @@ class KernelsWorker(Worker):
         return await self._view(number, worker)
 
     async def list(self) -> list[dict[str, Any]]:
-        """The kernels that run here: `{id, endpoint, name, execution_state, last_activity, waiting, deaths}` each."""
+        """The kernels that run here: `{id, endpoint, name, execution_state, …}` each, as `state` tells."""
         return [await self._view(number, worker) for number, worker in self.kernels.items()]
 
     async def end(self, id: str) -> None:
@@ -91,7 +91,8 @@ class KernelsWorker(Worker):
         worker = self.kernels.get(id)
         if worker is None:
             raise _fault("NoKernel", f"no kernel {id[:80]!r} was started here; {self.endpoint}.ID/shutdown ends any")
-        await worker.stop(now=True)
+        worker.drain = 0.0  # taken from the broker first, so that nobody asks it any more; cells are not waited for
+        await worker.stop()
 
     async def stop(self, *, now: bool = False) -> None:
         """Go, and end all kernels."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from broker.links.kernel_channel import Received
 from broker.peer.values import Encoded
 from broker.wire.kernel import KernelMessage
-from broker.worker.kernel.sockets import Received
 
 TEXT_MAX_BYTES = 4 << 20
 """text of streams that waits for one reader; beyond it text is dropped, and it is said where and how much"""
@@ -40,6 +40,12 @@ def as_message(message: KernelMessage, number: int) -> Encoded:
     if number:
         text += b',"n":%d' % number
     return Encoded(b"%b%b}" % (text, _buffers(message)), message.buffers)
+
+
+def as_part(message: KernelMessage, number: int) -> Encoded:
+    """The same with `channel`, as whoever sent a message gets what the kernel says meanwhile."""
+    whole = as_message(message, number)
+    return Encoded(b'{"channel":"%b",%b' % (message.channel.encode(), whole.text[1:]), whole.attachments)
 
 
 def as_item(message: KernelMessage, number: int) -> Encoded:
@@ -154,13 +160,12 @@ class Outputs:
         except ValueError:
             self._drop(received, "stream messages without a text", received.size)
             return
-        text, cut = stream.text, 0
-        while text:
-            piece, text = text[:PIECE_MAX_BYTES], text[PIECE_MAX_BYTES:]
+        text = stream.text
+        for at in range(0, len(text), PIECE_MAX_BYTES):
+            piece = text[at : at + PIECE_MAX_BYTES]
             size = len(piece) if piece.isascii() else len(piece.encode("utf-8", "replace"))
             if self._text_size + size > TEXT_MAX_BYTES:
-                rest = size + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
-                self._drop(received, "text", rest)
+                self._drop(received, "text", len(text) - at)
                 return
             self._tell_dropped()
             last = self._waiting[-1] if self._waiting else None
@@ -174,8 +179,11 @@ class Outputs:
                 self._size += size
                 self._text_size += size
             else:
-                self._append(_Waiting(_numbered(message, cut) if cut else message, number, size, stream.name, [piece]))
-            cut += 1
+                self._append(
+                    _Waiting(
+                        _numbered(message, at // PIECE_MAX_BYTES) if at else message, number, size, stream.name, [piece]
+                    )
+                )
 
     def _drop(self, received: Received, what: str, size: int) -> None:
         if not self._dropped:
@@ -191,7 +199,10 @@ class Outputs:
         dropped, at, self._dropped, self._notice = self._dropped, self._notice, {}, None
         if not dropped or at is None:
             return
-        told = ", ".join(what if what[:2] == "a " else f"{size} bytes of {what}" for what, size in dropped.items())
+        told = ", ".join(
+            what if what[:2] == "a " else f"{size} {'characters' if what == 'text' else 'bytes'} of {what}"
+            for what, size in dropped.items()
+        )
         text = f"\n[{told} dropped: more than was taken on the way]\n"
         header = msgspec.json.decode(at.message.header)
         header |= {"msg_type": "stream", "msg_id": f"{at.header.msg_id}.dropped"}

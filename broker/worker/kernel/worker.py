@@ -9,15 +9,18 @@ from typing import Any, Self
 
 import msgspec
 
+from broker.links.kernel_channel import Header, Received
+from broker.links.session import now
 from broker.peer.errors import BrokerError
 from broker.peer.session import Options
 from broker.peer.values import Encoded
+from broker.wire.kernel import KernelMessage
+from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
 from broker.worker.kernel.kernel import Kernel
 from broker.worker.kernel.outputs import Outputs, as_item, as_message
 from broker.worker.kernel.process import KernelError, Process
-from broker.worker.kernel.sockets import Received
 from broker.worker.requests import Request, current
 from broker.worker.worker import Worker
 
@@ -29,9 +32,11 @@ CAPACITY = 1000
 """requests at a time: those that wait in the kernel's queue are among them, and must not keep an interrupt out"""
 GRACE_S = 30.0
 """a broken connection ends nothing for so long: the kernel goes on, and so do its requests"""
-PUBLISHED_AHEAD_MAX = 64
-"""messages that may be on their way to the broker without its word that it has published them"""
-PUBLISHED_AHEAD_MAX_BYTES = 2 << 20
+MARK_EVERY = 32
+"""messages of which the last is published with a question for the broker's word"""
+MARK_EVERY_BYTES = 256 << 10
+MARKS_AHEAD_MAX = 4
+"""such questions that may be open; then publishing waits"""
 SHOWN = frozenset(("stream", "display_data", "execute_result", "error", "update_display_data", "clear_output"))
 """the kinds of messages that plain callers of `execute` get as items"""
 
@@ -57,7 +62,7 @@ class KernelWorker(Worker):
         self._broadcasts = Outputs(as_message)
         self._publishing: asyncio.Task[None] | None = None
         self._ahead: set[asyncio.Future[Any]] = set()
-        self._ahead_bytes = 0
+        self._unmarked = self._unmarked_bytes = 0
         self._landed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
         for method in (
@@ -111,8 +116,7 @@ class KernelWorker(Worker):
         says about the request. A message that has no reply, as those of comms, ends as null when the kernel is done
         with it.
         """
-        message = _message(header, content, parent_header, metadata, buffers)
-        return await self._relay("shell", message, follows=iopub)
+        return await self._relay("shell", header, content, parent_header, metadata, buffers, follows=iopub)
 
     async def control(
         self, header: dict[str, Any], content: dict[str, Any] | None = None,
@@ -120,8 +124,7 @@ class KernelWorker(Worker):
         buffers: list[bytes] | None = None, iopub: bool = False,
     ) -> Any:  # fmt: skip
         """The same over the kernel's control channel, where nothing waits behind a running cell."""
-        message = _message(header, content, parent_header, metadata, buffers)
-        return await self._relay("control", message, follows=iopub)
+        return await self._relay("control", header, content, parent_header, metadata, buffers, follows=iopub)
 
     async def stdin(
         self, content: dict[str, Any], header: dict[str, Any] | None = None,
@@ -129,17 +132,18 @@ class KernelWorker(Worker):
     ) -> None:  # fmt: skip
         """What was typed: an `input_reply` with `content` `{"value": …}`, for the input that the kernel asked for."""
         made = self.kernel.header("input_reply") | (header or {})
-        await self.kernel.tell("stdin", _message(made, content, parent_header, metadata, None))
+        await self.kernel.tell(_message("stdin", made, content, parent_header, metadata, None)[0])
 
     # ------------------------------------------------------------ for plain callers
 
     async def execute(
         self, code: str, silent: bool = False, store_history: bool = True,
-        user_expressions: dict[str, str] | None = None, allow_stdin: bool = False, stop_on_error: bool = True,
+        user_expressions: dict[str, str] | None = None, allow_stdin: bool = False, stop_on_error: bool = False,
     ) -> Any:  # fmt: skip
         """Run code. Items are its outputs, `{type, …}`; the result is the content of the kernel's reply.
 
-        An exception in the code is this request's error, with `type`, `message` and `traceback` in its data.
+        An exception in the code is this request's error, with `type`, `message` and `traceback` in its data. With
+        `stop_on_error` it ends what waits behind this, whoever has asked for it.
         """
         content = {
             "code": code, "silent": silent, "store_history": store_history, "allow_stdin": allow_stdin,
@@ -197,51 +201,68 @@ class KernelWorker(Worker):
         self._leaving = asyncio.get_running_loop().create_task(self.stop())
 
     async def state(self) -> dict[str, Any]:
-        """`{execution_state, last_activity, waiting, deaths, name}`."""
+        """`{execution_state, last_activity, waiting, deaths, dropped_bytes, name}`; dropped on the way to listeners."""
         kernel = self.kernel
         return {
             "execution_state": kernel.state, "last_activity": kernel.last_activity, "waiting": kernel.waiting,
-            "deaths": kernel.died, "name": kernel.process.name,
+            "deaths": kernel.died, "dropped_bytes": self._broadcasts.dropped_bytes, "name": kernel.process.name,
         }  # fmt: skip
 
     # ------------------------------------------------------------ details
 
-    async def _relay(self, channel: str, message: dict[str, Any], *, follows: bool) -> Any:
+    async def _relay(
+        self, channel: str, header: Any, content: Any, parent_header: Any, metadata: Any, buffers: Any, *, follows: bool
+    ) -> Any:
         request = current()
-        if not request.asked.stream_in and message["content"].get("allow_stdin"):
-            message["content"] = message["content"] | {"allow_stdin": False}  # there is no way to ask this caller
-        asking = Asking(channel, message["header"], is_followed=follows and request.asked.stream_in)
-        received = await self._answer(request, asking, message)
+        takes_items = request.asked.stream_in
+        if not takes_items and isinstance(content, dict) and content.get("allow_stdin"):
+            content = content | {"allow_stdin": False}  # there is no way to ask this caller
+        message, read = _message(channel, header, content, parent_header, metadata, buffers)
+        if read.msg_type in _LIVES:
+            return await self._live(read.msg_type, header, content or {})
+        received = await self._answer(request, Asking(message, read, is_followed=follows and takes_items))
         return None if received is None else as_message(received.message, 0)
+
+    async def _live(self, msg_type: str, header: dict[str, Any], content: dict[str, Any]) -> Any:
+        """A front end's `shutdown_request` and `interrupt_request`, over either channel: done here.
+
+        The kernel's end would be taken for its death; and a kernel that is told on its shell interrupts only itself.
+        """
+        reply: dict[str, Any] = {"status": "ok"}
+        if msg_type == "interrupt_request":
+            await self.interrupt()
+        else:
+            reply["restart"] = bool(content.get("restart"))
+            await (self.restart() if reply["restart"] else self.shutdown())
+        told = header | {"msg_type": _LIVES[msg_type], "msg_id": f"{header['msg_id']}.reply", "date": now()}
+        return {"header": told, "parent_header": header, "metadata": {}, "content": reply}
 
     async def _plain(self, msg_type: str, content: dict[str, Any], *, follows: bool = False) -> Any:
         request = current()
         if not request.asked.stream_in and content.get("allow_stdin"):
             text = "allow_stdin: the kernel's questions come as items, and this caller takes none (stream: in)"
             raise Fault(text, code=BAD_PARAMS)
-        header = self.kernel.header(msg_type)
-        message = _message(header, content, None, None, None)
-        asking = Asking("shell", header, is_followed=follows, form=as_item, shows=SHOWN)
-        received = await self._answer(request, asking, message)
+        message, read = _message("shell", self.kernel.header(msg_type), content, None, None, None)
+        asking = Asking(message, read, is_followed=follows, form=as_item, shows=SHOWN)
+        received = await self._answer(request, asking)
         if received is None:
             return None
         reply = _REPLY.decode(received.message.content)
         if reply.status != "ok" and follows:
             kind = reply.ename or "Aborted"
             text = reply.evalue if reply.ename else "the kernel did not run it, because something before it failed"
-            data = {"type": kind, "message": text, "traceback": reply.traceback}
-            raise Fault(f"{kind}: {text}" if reply.ename else text, data=data)
+            raise Fault(text or kind, data={"type": kind, "message": text, "traceback": reply.traceback})
         return Encoded(received.message.content)
 
-    async def _answer(self, request: Request, asking: Asking, message: dict[str, Any]) -> Received | None:
+    async def _answer(self, request: Request, asking: Asking) -> Received | None:
         """Ask the kernel; its caller gets the items meanwhile. Returns the reply."""
         kernel = self.kernel
-        await kernel.ask(asking, message)
+        await kernel.ask(asking)
         try:
             while (item := await asking.outputs.get()) is not None:
                 await request.send(item)
             return await asking.replied
-        except asyncio.CancelledError:
+        except BaseException:  # it was cancelled, or an item could not be sent: either way nobody waits any more
             await asyncio.shield(kernel.cancel(asking))
             raise
         finally:
@@ -258,41 +279,43 @@ class KernelWorker(Worker):
         while True:
             output = await self._broadcasts.get()
             assert output is not None
-            connection = self._connection
-            while (
-                connection is None or not connection.is_up or len(self._ahead) >= PUBLISHED_AHEAD_MAX
-                or self._ahead_bytes > PUBLISHED_AHEAD_MAX_BYTES
-            ):  # fmt: skip
+            while self._connection is None or not self._connection.is_up or len(self._ahead) >= MARKS_AHEAD_MAX:
                 self._landed.clear()
                 await self._landed.wait()
-            self._publish_one(output)
+            try:
+                self._publish_one(output)
+            except BrokerError as error:
+                log.warning("a message of the kernel was not published: %s", error)
 
     def _publish_one(self, output: Encoded) -> None:
+        """Publish one message. The broker deals with them in order, so a word from it now and then is enough."""
         connection = self._connection
         assert connection is not None
-        size = len(output.text) + sum(map(len, output.attachments))
         params = b'{"endpoint":%b,"topic":"iopub","data":%b}' % (msgspec.json.encode(self.endpoint), output.text)
-        waiter: asyncio.Future[Any] = self._loop.create_future()
-        self._ahead.add(waiter)
-        self._ahead_bytes += size
+        self._unmarked += 1
+        self._unmarked_bytes += len(output.text) + sum(map(len, output.attachments))
+        if self._unmarked < MARK_EVERY and self._unmarked_bytes < MARK_EVERY_BYTES:
+            connection.notify("broker.publish", params, output.attachments)
+            return
+        self._unmarked = self._unmarked_bytes = 0
+        mark: asyncio.Future[Any] = self._loop.create_future()
+        self._ahead.add(mark)
+        mark.add_done_callback(self._marked)
+        connection.ask("broker.publish", params, output.attachments, _PUBLISHING, mark)
 
-        def landed(done: asyncio.Future[Any]) -> None:
-            self._ahead.discard(done)
-            self._ahead_bytes -= size
-            self._landed.set()
-            if not done.cancelled() and done.exception() is not None:
-                log.warning("a message of the kernel was not published: %s", done.exception())
-
-        waiter.add_done_callback(landed)
-        try:
-            connection.ask("broker.publish", params, output.attachments, _PUBLISHING, waiter)
-        except BrokerError as error:
-            waiter.set_exception(error)
+    def _marked(self, mark: asyncio.Future[Any]) -> None:
+        self._ahead.discard(mark)
+        self._landed.set()
+        if not mark.cancelled() and mark.exception() is not None:
+            log.warning("messages of the kernel were not published: %s", mark.exception())
 
     def link_changed(self, up: bool, why: str) -> None:
         """What the kernel has said meanwhile goes out when there is a link again."""
         super().link_changed(up, why)
         self._landed.set()
+
+
+_LIVES = {"shutdown_request": "shutdown_reply", "interrupt_request": "interrupt_reply"}
 
 
 class _Reply(msgspec.Struct):
@@ -313,8 +336,8 @@ async def _or_fault(doing: Any) -> None:
 
 
 def _message(
-    header: Mapping[str, Any], content: Any, parent_header: Any, metadata: Any, buffers: Any
-) -> dict[str, Any]:  # fmt: skip
+    channel: str, header: Mapping[str, Any], content: Any, parent_header: Any, metadata: Any, buffers: Any
+) -> tuple[KernelMessage, Header]:  # fmt: skip
     """A message from its parts, each checked for its kind. Raises Fault."""
     for name, value in (
         ("header", header),
@@ -322,7 +345,7 @@ def _message(
         ("parent_header", parent_header),
         ("metadata", metadata),
     ):
-        if not isinstance(value, Mapping | None):
+        if not (isinstance(value, Mapping) or (value is None and name != "header")):
             raise Fault(f"{name} is no object", code=BAD_PARAMS)
     for name in ("msg_id", "msg_type"):
         text = header.get(name)
@@ -330,10 +353,11 @@ def _message(
             raise Fault(f"header.{name} is no text of 1 to 256 characters", code=BAD_PARAMS)
     if not isinstance(buffers, list | None) or not all(isinstance(each, bytes) for each in buffers or ()):
         raise Fault('buffers is no list of {"$buffer": n}', code=BAD_PARAMS)
-    return {
-        "header": dict(header), "parent_header": dict(parent_header or {}), "metadata": dict(metadata or {}),
-        "content": dict(content or {}), "buffers": buffers or [],
-    }  # fmt: skip
+    message = KernelMessage(
+        channel, pack_json(header), pack_json(parent_header or {}), pack_json(metadata or {}), pack_json(content or {}),
+        tuple(buffers or ()),
+    )  # fmt: skip
+    return message, Header(header["msg_id"], header["msg_type"])
 
 
 def _cursor(code: str, position: int | None) -> int:

@@ -95,5 +95,6 @@ def test_the_page_needs_no_sign_in_where_the_program_knows_who_it_is(browser: Br
     browser.until_text("#state", "Connected")
     assert browser.run("return document.querySelector('#signing-in').hidden")
     assert "admin" in browser.text("#who")
+    assert browser.run("return document.querySelector('#sign-out').hidden"), "it would end nothing"
     assert browser.cookies() == []
     calls(browser)

@@ -66,6 +66,24 @@ class Browser:
     def go(self, url: str) -> None:
         self._do("POST", "/url", {"url": url})
 
+    def window(self) -> str:
+        """The window that is looked at."""
+        return str(self._do("GET", "/window"))
+
+    def open_window(self) -> str:
+        """Another window, which is looked at from now on. It draws while others are looked at, which a tab does not."""
+        handle = str(self._do("POST", "/window/new", {"type": "window"})["handle"])
+        self.use(handle)
+        return handle
+
+    def use(self, window: str) -> None:
+        """Look at a window."""
+        self._do("POST", "/window", {"handle": window})
+
+    def close_window(self) -> None:
+        """Close the window that is looked at; `use` another then."""
+        self._do("DELETE", "/window")
+
     def run(self, script: str, *arguments: object) -> Any:
         """The value a script returns; a promise is waited for."""
         return self._do("POST", "/execute/sync", {"script": script, "args": list(arguments)})

@@ -77,6 +77,29 @@ def test_signing_out_ends_the_links_opened_with_the_cookie() -> None:
     run(main)
 
 
+def test_signing_out_ends_what_could_come_back_too() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            cookie = await sign_in(world)
+            gone = await world.peer("/ws?grace=300", None, headers=cookie, origin=None)
+            await gone.read()
+            gone.socket.transport.abort()
+            await until(lambda: world.broker.router.sessions.suspended == 1, "it is away")
+            here = await world.peer("/ws?grace=300", None, headers=cookie, origin=None)
+            await here.read()
+            again = await ask(world, "/login", {"token": CALLER}, secret=None, headers=cookie)
+            assert (await here.closed())[0] == 4401
+            assert len(world.broker.router.sessions) == 2, "the same person may come back to them"
+            cookie = own(world) | {"Cookie": again.headers["set-cookie"].partition(";")[0]}
+            here = await world.peer("/ws?grace=300", None, headers=cookie, origin=None)
+            await here.read()
+            assert (await ask(world, "/logout", secret=None, headers=cookie)).status == 200
+            assert (await here.closed())[0] == 4401
+            await until(lambda: len(world.broker.router.sessions) == 2, "its session has ended with it")
+
+    run(main)
+
+
 def test_signing_in_again_ends_the_sign_in_before() -> None:
     async def main() -> None:
         async with serving() as world:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from broker.auth.hashing import THREADS
 from broker.auth.users import UserStore
 from tests.auth.helpers import cheap_passwords
 from tests.transports.http.harness import Answer, ask, wire, written
@@ -323,9 +324,34 @@ def test_who_is_removed_or_changed_is_signed_out_with_all_links(users: UserStore
     run(main)
 
 
+@pytest.mark.parametrize("change", ["remove", "disable", "password"])
+def test_sessions_that_are_away_end_with_the_user_and_outlive_a_password(users: UserStore, change: str) -> None:
+    async def main() -> None:
+        async with serving(users=users) as world:
+            session, sessions = session_of(world, await log_in(world)), world.broker.router.sessions
+            peers = [await world.peer("/ws?grace=300", None, headers=session, origin=None) for _ in range(2)]
+            await peers[0].read()
+            peers[0].socket.transport.abort()
+            await until(lambda: sessions.suspended == 1, "one is away")
+            if change == "password":
+                users.set_password("carol", "quite another one")
+            else:
+                users.remove("carol") if change == "remove" else users.set_disabled("carol", True)
+            await peers[1].read()
+            assert (await peers[1].closed())[0] == 4401
+            if change == "password":
+                await until(lambda: sessions.suspended == 2, "with the new one both may come back")
+            else:
+                await until(lambda: not len(sessions), "nothing is left of either")
+                assert not world.broker.router.state.budget.used
+
+    run(main)
+
+
 def test_links_of_a_sign_in_that_gave_way_to_newer_ones_end_as_well(users: UserStore) -> None:
     async def main() -> None:
         async with serving(users=users) as world:
+            world.broker.logins._per_principal_max = 100
             session = session_of(world, await log_in(world))
             peer = await world.peer("/ws", None, headers=session, origin=None)
             async with wire(world) as connection:
@@ -352,6 +378,22 @@ def test_a_file_that_breaks_while_running_keeps_the_old(users: UserStore, caplog
             users.path.chmod(0o644)
             assert (await log_in(world)).status == 200
             assert (await whoami(world, session)).status == 200
+
+    run(main)
+
+
+def test_when_too_many_wait_the_next_is_told_to_come_back(users: UserStore) -> None:
+    async def main() -> None:
+        async with serving(users=users) as world:
+            assert world.broker.sign_in is not None
+            hashing = world.broker.sign_in.hashing
+            hashing._running, hashing._waiting_max = THREADS, 0
+            answer = await log_in(world)
+            assert answer.status == 503 and int(answer.headers["retry-after"]) > 0
+            assert await world.metric("broker_door_total", result="busy") == 1
+            assert world.broker.authenticator.counters.wrong == 0
+            hashing._running = 0
+            assert (await log_in(world)).status == 200
 
     run(main)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import struct
 from typing import Any
 
 import pytest
@@ -9,8 +12,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from broker.daemon.logs import redact
-from broker.wire.kernel import V1
-from tests.transports.kernels.harness import OTHER, STRANGER, USER, House, front
+from broker.wire.kernel import V1, Sign, tell, write_v1
+from tests.transports.kernels.harness import OTHER, STRANGER, USER, Front, House, front
 
 ECHO = """
 def _open(comm, message):
@@ -22,7 +25,12 @@ get_ipython().kernel.comm_manager.register_target("echo", _open)
 
 
 def kinds(messages: list[dict[str, Any]]) -> list[str]:
-    return [message["type"] for message in messages]
+    """What came, in order; a kernel flushes what is printed now and then, so text may come in pieces."""
+    return [kind for kind, _ in itertools.groupby(message["type"] for message in messages)]
+
+
+def printed(messages: list[dict[str, Any]]) -> str:
+    return "".join(message["content"]["text"] for message in messages if message["type"] == "stream")
 
 
 @pytest.mark.parametrize("v1", [True, False])
@@ -32,9 +40,9 @@ def test_a_cell_with_its_outputs(house: House, *, v1: bool) -> None:
         assert page.reply(number)["content"]["status"] == "ok"
         heard = page.heard(number)
         assert kinds(heard) == ["status", "execute_input", "stream", "display_data", "execute_result", "status"]
-        assert heard[2]["content"]["text"] == "é\U0001d11e\n"
-        assert heard[3]["content"]["data"] == {"image/png": "aGk="}
-        assert heard[4]["content"]["data"] == {"text/plain": "42"}
+        assert printed(heard) == "é\U0001d11e\n"
+        assert heard[-3]["content"]["data"] == {"image/png": "aGk="}
+        assert heard[-2]["content"]["data"] == {"text/plain": "42"}
 
 
 def test_an_error_is_the_kernels_own(house: House) -> None:
@@ -51,7 +59,7 @@ def test_input_is_asked_of_who_ran_the_cell(house: House) -> None:
         assert (asked["type"], asked["parent"], asked["content"]["prompt"]) == ("input_request", number, "who? ")
         page.say("stdin", "input_reply", {"value": "ursula"})
         assert page.reply(number)["content"]["status"] == "ok"
-        assert "hello ursula\n" in [m["content"].get("text") for m in other.heard(number)]
+        assert printed(other.heard(number)) == "hello ursula\n"
         assert not [m for m in other.inbox if m["channel"] == "stdin"]
 
 
@@ -81,7 +89,7 @@ def test_two_front_ends_hear_one_kernel(house: House) -> None:
         number = one.execute("print('for both')")
         assert one.reply(number)["content"]["status"] == "ok"
         for page in (one, two):
-            assert "for both\n" in [message["content"].get("text") for message in page.heard(number)]
+            assert printed(page.heard(number)) == "for both\n"
         own = two.execute("1")
         two.reply(own)
         assert not [m for m in two.inbox if m["parent"] == number and m["channel"] == "shell"], "the other's reply"
@@ -98,7 +106,7 @@ def test_who_comes_back_hears_what_was_said_meanwhile(house: House) -> None:
     with front(house, "k1", "back", v1=False) as page:
         assert page.reply(number)["content"]["status"] == "ok"
         heard = page.heard(number)
-        assert "".join(m["content"]["text"] for m in heard if m["type"] == "stream") == "0\n1\n2\n"
+        assert printed(heard) == "0\n1\n2\n"
         assert kinds(heard)[-2:] == ["execute_result", "status"]
 
 
@@ -196,15 +204,64 @@ def test_other_pages_are_refused(house: House) -> None:
     assert refused.value.response.status_code == 403
 
 
-def test_three_malformed_messages_close_the_link(house: House) -> None:
-    with front(house, "k1", "malformed") as page:
-        for frame in (b"\1\0\0\0\0\0\0\0", b"", (b"\x40\x42\x0f\0\0\0\0\0")):
+def whole_frame() -> bytes:
+    sign = Sign("m", "malformed", "2026-01-02T03:04:05.000006Z")
+    return b"".join(write_v1(tell("shell", "execute_request", {"code": "undone = 1"}, sign)))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\1\0\0\0\0\0\0\0",
+        (1_000_000).to_bytes(8, "little"),
+        (2**64 - 1).to_bytes(8, "little") + bytes(64),
+        whole_frame()[:-1],
+        whole_frame()[:60],
+        whole_frame() + b"appended",
+        whole_frame().replace(b"shell", b"iopub"),
+        whole_frame().replace(b"shell", b"shall"),
+    ],
+    ids=["empty", "count", "million", "huge", "truncated", "cut in its table", "appended", "iopub", "no channel"],
+)
+def test_three_malformed_messages_close_the_link(house: House, frame: bytes) -> None:
+    with front(house, "k1", "witness") as witness, front(house, "k1", "malformed") as page:
+        for _ in range(3):
             page.socket.send(frame)
         with pytest.raises(ConnectionClosed) as closed:
             while True:
                 page.read()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4400
+        assert witness.reply(witness.execute("undone"))["content"]["ename"] == "NameError"
+
+
+def test_text_is_malformed_where_all_messages_are_binary(house: House) -> None:
+    with front(house, "k1", "text") as page:
+        page.socket.send('{"header": {"msg_id": "m", "msg_type": "execute_request"}, "content": {"code": "1"}}')
+        assert page.reply(page.execute("1"))["content"]["status"] == "ok"
+
+
+def test_a_subprotocol_nobody_speaks_is_not_agreed_to(house: House) -> None:
+    """RFC 6455, 4.2.2: the server names one that was offered, or none; a front end then speaks as without any."""
+    url = f"{house.url.replace('http', 'ws')}/api/kernels/k1/channels?session_id=other&token={USER}"
+    with connect(url, subprotocols=["v9.kernel.websocket.jupyter.org"]) as socket:  # type: ignore[list-item]
+        assert socket.subprotocol is None
+        page = Front(socket, "other", v1=False)
+        assert page.reply(page.execute("1"))["content"]["status"] == "ok"
+
+
+def test_bytes_behind_the_last_buffer_of_a_legacy_frame_are_its_own(house: House) -> None:
+    """There the last part runs to the end: nothing tells what was appended from what belongs to it."""
+    with front(house, "k1", "appended", v1=False) as page:
+        page.reply(page.execute(ECHO))
+        page.say("shell", "comm_open", {"comm_id": "longer", "target_name": "echo", "data": {}})
+        header = {"msg_id": "a", "msg_type": "comm_msg", "session": "appended"}
+        text = {"channel": "shell", "header": header, "content": {"comm_id": "longer", "data": {}}}
+        packed = json.dumps(text | {"parent_header": {}, "metadata": {}}).encode()
+        page.socket.send(struct.pack(">3I", 2, 12, 12 + len(packed)) + packed + b"abc" + b"more")
+        echoed = page.find(lambda m: m["type"] == "comm_msg" and m["content"]["comm_id"] == "longer")
+        assert echoed["buffers"] == [b"eromcba"]
 
 
 def test_one_malformed_message_hurts_nobody(house: House) -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import ssl
 import time
+import zlib
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broker.client.async_client import AsyncClient
 from broker.peer import errors
+from broker.transports.rtcloud.peer import SLICES_PER_TURN
+from broker.wire.rtcloud import Result
 from tests.daemon.process import self_signed
 from tests.transports.http.harness import ask
 from tests.transports.rtcloud.daemon import Daemon
-from tests.transports.rtcloud.harness import rt_config, rt_serving
+from tests.transports.rtcloud.harness import hand, rt_config, rt_serving
 from tests.transports.websocket.harness import ADMIN, World, head, run, until
 
 LARGE = random.Random(3).randbytes(25 << 20)
@@ -277,6 +283,37 @@ def test_a_large_file_flows_through_flat_memory(monkeypatch: pytest.MonkeyPatch)
     run(main)
 
 
+def test_what_was_packed_small_is_unpacked_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        turn, steps = 0, Counter[int]()
+        step = Result.step
+
+        def counted(result: Result) -> Any:
+            steps[turn] += 1
+            return step(result)
+
+        async def turning() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        monkeypatch.setattr(Result, "step", counted)
+        async with rt_serving() as world, hand(world) as daemon, AsyncClient(world.broker.url, token=ADMIN) as client:
+            counting = asyncio.create_task(turning())
+            asking = asyncio.create_task(client.call("data/D.zeros"))
+            call_id = (await daemon.asked())["callId"]
+            size = 8 << 20
+            packed = base64.b64encode(zlib.compress(bytes(size), 9)).decode()
+            told = {"status": 200, "dataSerialization": "bytes", "dataSize": size, "compressed": True}
+            await daemon.say(told | {"callId": call_id, "data": packed})
+            assert bytes(await asking) == bytes(size)
+            counting.cancel()
+        assert sum(steps.values()) > 30 and max(steps.values()) <= 2 * SLICES_PER_TURN
+
+    run(main)
+
+
 def test_a_slow_reader_delays_nobody_and_ends_when_too_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """One caller takes nothing of 25 MiB and then of another; others are served, and the daemon keeps its pongs."""
 
@@ -368,6 +405,7 @@ def test_a_call_that_cannot_be_said_ends_at_once() -> None:
             caller = await world.caller("data", "binary=1&listen=0")
             reply = await caller.call("nodot", [])
             assert reply["error"]["code"] == -32602 and "Class.attribute" in reply["error"]["message"]
+            assert reply["error"]["message"].startswith("the daemon was not asked: ")
             reply = await caller.call("D.m", [], meta={"stream": "out"})
             assert "no parts" in reply["error"]["message"]
             assert daemon.seen == [] and world.books_balance()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import threading
 import zlib
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from broker.worker.confined import Confined, FileRefused
 from tests.transports.rtcloud.daemon import Daemon, encode
 from tests.transports.rtcloud.harness import hand, rt_config, rt_serving
 from tests.transports.rtcloud.test_daemon import DataInterface, here
-from tests.transports.websocket.harness import World, run, until
+from tests.transports.websocket.harness import ADMIN, World, run, until
 
 
 def answers(request: dict[str, Any], value: object, part_bytes: int = 10 << 20) -> list[dict[str, Any]]:
@@ -329,6 +331,34 @@ def test_bad_input_nonsense_is_counted_and_never_answered(nonsense: str | bytes)
     run(main)
 
 
+def test_bad_input_of_a_caller_does_not_cost_the_daemon_its_link() -> None:
+    """Where one decoder just about takes the depth, the next has less of the stack left."""
+
+    async def main() -> None:
+        async with rt_serving() as world, hand(world) as daemon:
+            caller = await world.peer("/ws", ADMIN)
+
+            async def answer() -> None:
+                while True:
+                    call = await daemon.asked()
+                    await daemon.say({"status": 400, "callId": call["callId"], "error": "heard"})
+
+            answering = asyncio.create_task(answer())
+            said = []
+            for depth in range(700, 1000):
+                nested = "[" * depth + "]" * depth
+                await caller.socket.send(f'{{"jsonrpc":"2.0","id":1,"method":"data/C.a","params":{nested}}}')
+                said.append((await caller.read())["error"]["message"])
+                if said[-1] == "Parse error":
+                    break
+            assert said[0] == "heard" and said[-1] == "Parse error"
+            assert set(said[1:-1]) == {"heard", "the daemon was not asked: the params are nested too deeply"}
+            assert not answering.done() and world.broker.router.counters.detached == 0
+            answering.cancel()
+
+    run(main)
+
+
 def test_bad_input_abuse_ends_the_link() -> None:
     async def main() -> None:
         async with rt_serving() as world, hand(world) as daemon:
@@ -398,10 +428,18 @@ def test_a_request_that_may_be_repeated_goes_to_another_daemon() -> None:
     run(main)
 
 
+def bound_messages(world: World) -> None:
+    """At 1 MiB, so that a daemon's outbox is full soon; less than a configuration may say: daemons send more."""
+    world.broker.links.limits = dataclasses.replace(world.broker.links.limits, message_max_bytes=1 << 20)
+
+
 def test_calls_wait_for_a_daemon_that_does_not_read() -> None:
     async def main() -> None:
-        settings = rt_config(limits={"message_max_bytes": 1 << 20, "outbox_soft_bytes": 65_536, "stall_s": 60})
-        async with rt_serving(settings) as world, hand(world) as daemon:
+        settings = rt_config(limits={"outbox_soft_bytes": 65_536, "stall_s": 60})
+        async with AsyncExitStack() as stack:
+            world = await stack.enter_async_context(rt_serving(settings))
+            bound_messages(world)
+            daemon = await stack.enter_async_context(hand(world))
             await here(world)
             caller = await world.caller("data")
             daemon.socket.transport.pause_reading()
@@ -427,10 +465,9 @@ def test_what_waited_for_a_daemon_does_not_drown_it() -> None:
     """All of it falls to the first that comes, within one turn: it is written as far as there is room."""
 
     async def main() -> None:
-        settings = rt_config(
-            limits={"message_max_bytes": 1 << 20, "outbox_soft_bytes": 65_536, "outbox_hard_bytes": 65_536}
-        )
+        settings = rt_config(limits={"outbox_soft_bytes": 65_536, "outbox_hard_bytes": 65_536})
         async with rt_serving(settings) as world:
+            bound_messages(world)
             caller = await world.caller("data")
             big = "x" * 200_000
             ids = [await caller.ask("C.put", [n, big], meta={"wait": True}) for n in range(80)]

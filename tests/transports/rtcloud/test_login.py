@@ -6,8 +6,11 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from tornado.httputil import HTTPServerRequest
+from tornado.web import create_signed_value, decode_signed_value
 from websockets.exceptions import InvalidStatus
 
+from broker import Grant, Principal, Role
 from broker.auth.daemon_sign_in import is_here
 from broker.auth.facts import RequestFacts
 from broker.auth.signed_cookie import Signer
@@ -284,7 +287,7 @@ def test_a_sign_in_ends_on_the_server() -> None:
     run(main)
 
 
-def test_the_test_user_is_for_this_machine_alone() -> None:
+def test_the_test_user_is_for_this_machine_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with rt_serving(rt_config(rtcloud={"test_user": False})) as world:
             with pytest.raises(LoginFailed):
@@ -296,6 +299,9 @@ def test_the_test_user_is_for_this_machine_alone() -> None:
             settings = rt_config(server={"trusted_proxies": ["127.0.0.1"]})
             async with serving(settings) as world:
                 assert (await form(world, headers={"X-Forwarded-For": remote})).status == 401
+        said = [record.getMessage() for record in caplog.records if record.name == "broker.auth"]
+        assert said[-1] == "the login test is for this machine alone; it was refused to 203.0.113.5"
+        assert len(said) == 5  # and not a word where there is no such login
 
     run(main)
 
@@ -310,11 +316,24 @@ def test_the_test_user_is_for_this_machine_alone() -> None:
         ("2001:db8::1", "", False),
         ("", "", False),
         ("127.0.0.1", "x-forwarded-for", False),
+        ("127.0.0.1", "x-forwarded-proto", False),
+        ("127.0.0.1", "via", False),
+        ("127.0.0.1", "cf-connecting-ip", False),
+        ("127.0.0.1", "user-agent", True),
     ],
 )
 def test_this_machine_is_who_comes_from_it_directly(remote: str, header: str, here: bool) -> None:
     headers = ((header, "127.0.0.1"),) if header else ()
     assert is_here(RequestFacts(method="POST", path="/login", headers=headers, remote=remote)) is here
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("localhost:8787", True), ("127.0.0.1:8787", True), ("[::1]:8787", True), ("broker.lab", False), ("[x", False)],
+)
+def test_a_name_that_others_have_too_is_not_this_machines_alone(host: str, here: bool) -> None:
+    facts = RequestFacts(method="POST", path="/login", headers=(("host", host),), remote="127.0.0.1")
+    assert is_here(facts) is here
 
 
 def test_it_is_off_unless_configured(users: UserStore) -> None:
@@ -405,3 +424,34 @@ def test_signatures_are_of_one_name_one_value_and_one_key() -> None:
     assert other.read("login", text) is None
     for wrong in ("", ".", "a.b", text[:-1], text + "x", "x" + text, text.replace("a", "ä"), "x" * 5000):
         assert signer.read("login", wrong) is None
+
+
+def test_a_program_with_a_login_of_its_own_lets_daemons_in_by_its_own_cookie() -> None:
+    async def main() -> None:
+        asked: list[str] = []
+
+        def authenticate(request: HTTPServerRequest) -> Principal | None:
+            asked.append(request.path)
+            name = decode_signed_value("secret", "login", request.cookies["login"].value)
+            return Principal(name.decode(), (Grant(Role.WORKER, ("data",)),)) if name else None
+
+        async with rt_serving(authenticate=authenticate) as world:
+            theirs = create_signed_value("secret", "login", "scanner").decode()
+            async with hand(world, cookie=theirs):
+                await until(lambda: "data" in world.broker.router.registry.by_name, "it serves")
+                (session,) = world.broker.router.sessions.by_id.values()
+                assert session.principal == "scanner"
+            with pytest.raises(InvalidStatus) as refused:
+                async with hand(world, "/wsSubject", cookie=theirs):
+                    pass
+            assert refused.value.response.status_code == 403
+            asked.clear()
+            async with hand(world):  # the test login's own, which the program does not know
+                assert asked.count("/wsData") == 1, "asked once"
+            wrong = create_signed_value("another secret", "login", "scanner").decode()
+            with pytest.raises(InvalidStatus) as refused:
+                async with hand(world, cookie=wrong):
+                    pass
+            assert refused.value.response.status_code == 401
+
+    run(main)

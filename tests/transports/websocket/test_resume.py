@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from broker.auth.tokens import digest_of
+from broker.auth.tokens import TokenStore, digest_of
 from broker.core.access import Grant, Principal, Role
 from broker.transports.websocket.peer import AT_ONCE
 from tests.transports.websocket.harness import ADMIN, CALLER, WORKER, Peer, World, config, head, run, serving, until
@@ -438,3 +439,49 @@ def test_a_broker_that_leaves_keeps_no_session() -> None:
             await life.gone()
 
     run(main)  # `serving` asserts that nothing is left
+
+
+@pytest.mark.parametrize("successor", [False, True], ids=["nobody is left", "another token of the same name"])
+def test_a_revoked_token_ends_sessions_that_are_away_at_once(successor: bool, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = TokenStore(tmp_path / "tokens.json")
+        record, secret = store.create("carol", endpoints=["lab"])
+        other = store.create("carol", endpoints=["lab"])[1] if successor else secret
+        async with serving(tokens=store) as world:
+            gone, here = Life(world, "/ws/lab?grace=300", secret), Life(world, "/ws/lab?grace=300", secret)
+            await gone.attach()
+            await here.attach()
+            gone.cut()
+            await gone.gone()
+            store.revoke(record.id)
+            assert (await here.peer.closed())[0] == 4401
+            if successor:
+                assert (await here.attach(secret=other))["resumed"] and (await gone.attach(secret=other))["resumed"]
+            else:
+                await until(lambda: not len(world.broker.router.sessions), "both sessions have ended")
+
+    run(main)
+
+
+def test_one_who_never_acknowledges_does_not_take_the_memory_of_all() -> None:
+    async def main() -> None:
+        limits = {"memory_soft_bytes": 4 << 20, "memory_hard_bytes": 8 << 20, "kept_max_bytes": 1 << 20}
+        async with serving(config(limits=limits)) as world:
+            worker = await world.worker()
+            for number in range(8):
+                hoard = Life(world, "/ws/lab?grace=30&listen=0")
+                await hoard.attach()
+                for each in range(2):
+                    await hoard.peer.send({"jsonrpc": "2.0", "id": each, "method": "m"})
+                    await worker.answer(await worker.taken(), result="x" * 400_000)
+                    await hoard.read()
+                if number % 2:
+                    hoard.cut()
+            caller = await world.peer("/ws/lab", CALLER)
+            await caller.ask("m")
+            await worker.serve_one()
+            assert (await caller.reply(1))["result"] == "done", "not overloaded"
+            assert world.broker.router.state.budget.used <= 1.1 * (1 << 20)
+            assert await world.metric("broker_over_share_total", of="messages") > 0
+
+    run(main)

@@ -66,7 +66,7 @@ async function begin() {
     showSignIn(error.message);
     return;
   }
-  showUse();
+  showUse(who.kind === "login");
 }
 
 function showSignIn(reason) {
@@ -78,9 +78,11 @@ function showSignIn(reason) {
   $("token").focus();
 }
 
-function showUse() {
+/** Who came in by the login of the program around the broker signs out there. */
+function showUse(canSignOut) {
   $("signing-in").hidden = true;
-  for (const id of ["using", "state", "who", "sign-out"]) $(id).hidden = false;
+  for (const id of ["using", "state", "who"]) $(id).hidden = false;
+  $("sign-out").hidden = !canSignOut;
   refresh();
 }
 

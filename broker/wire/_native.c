@@ -1,0 +1,1416 @@
+/* The hot path of the wire in C: whole, plain frames in, events out; common messages in, whole frames out.
+
+   It only ever *accepts*. Whatever is not the common case, or not right, is left to the Python of `wire.frames` and
+   `wire.jsonrpc`, which judges it: `Reader.read` stops before such a frame, or hands its payload on as it is, and
+   `Writer.write` says False. So there is one place for every rule, and this file knows only what plain looks like:
+
+     {"jsonrpc": "2.0", "id": 7, "method": "read", "params": …}     members in any order, none twice, no other
+     {"jsonrpc": "2.0", "id": "<ours>", "result": …}
+
+   Params and results are checked to be JSON (RFC 8259) and copied as they are.
+
+   Objects of the core and of the links are reached by the offsets of their slots, which `know` looks up once, and only
+   after their exact type has been seen. Everything here runs under the GIL of the main interpreter: a free-threaded
+   Python turns its GIL on when it imports this module, an interpreter with a GIL of its own refuses to import it. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include <structmember.h> /* T_OBJECT_EX, which 3.12 calls Py_T_OBJECT_EX and has without this header */
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#define DEPTH_MAX 64           /* deeper nesting is left to Python */
+#define ID_MAX 128             /* bytes of a string id, as in wire.jsonrpc */
+#define DIGITS_MAX 18          /* of a number that needs no closer look */
+#define SMALL_MAX 61440        /* bytes of a payload that the Writer takes */
+#define COPIED_MAX 12288       /* bytes of a payload up to which it stands in one piece with its frame */
+#define UNSPLIT_MAX 65535      /* bytes of a frame's payload with a 16-bit length: the Writer makes no larger ones */
+
+typedef const unsigned char *Text;
+
+/* ------------------------------------------------------------------ JSON */
+
+/* The end of a string whose first byte after the quote is at p: at its closing quote. NULL if it is not plain:
+   control characters, escapes that are wrong or half of a surrogate pair. */
+static Text string_end(Text p, Text end)
+{
+    for (;;) {
+#if defined(__SSE2__)
+        const __m128i quote = _mm_set1_epi8('"'), slash = _mm_set1_epi8('\\'), blank = _mm_set1_epi8(0x1F);
+        while (end - p >= 16) {
+            __m128i b = _mm_loadu_si128((const __m128i *)p);
+            __m128i hit = _mm_or_si128(_mm_or_si128(_mm_cmpeq_epi8(b, quote), _mm_cmpeq_epi8(b, slash)),
+                                       _mm_cmpeq_epi8(_mm_min_epu8(b, blank), b));
+            int mask = _mm_movemask_epi8(hit);
+            if (mask) {
+                p += __builtin_ctz((unsigned)mask);
+                break;
+            }
+            p += 16;
+        }
+#endif
+        while (p < end && *p != '"' && *p != '\\' && *p >= 0x20)
+            p++;
+        if (p >= end || *p < 0x20)
+            return NULL;
+        if (*p == '"')
+            return p;
+        if (end - p < 2)
+            return NULL;
+        switch (p[1]) {
+        case '"': case '\\': case '/': case 'b': case 'f': case 'n': case 'r': case 't':
+            p += 2;
+            break;
+        case 'u': {
+            unsigned code = 0;
+            if (end - p < 6)
+                return NULL;
+            for (int i = 2; i < 6; i++) {
+                unsigned c = p[i], digit;
+                if (c >= '0' && c <= '9') digit = c - '0';
+                else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f') digit = (c | 0x20) - 'a' + 10;
+                else return NULL;
+                code = code << 4 | digit;
+            }
+            if (code >= 0xD800 && code <= 0xDFFF)
+                return NULL;
+            p += 6;
+            break;
+        }
+        default:
+            return NULL;
+        }
+    }
+}
+
+static inline Text skip_blanks(Text p, Text end)
+{
+    while (p < end && (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r'))
+        p++;
+    return p;
+}
+
+static Text number_end(Text p, Text end)
+{
+    if (p < end && *p == '-')
+        p++;
+    if (p >= end)
+        return NULL;
+    if (*p == '0')
+        p++;
+    else if (*p >= '1' && *p <= '9')
+        while (p < end && *p >= '0' && *p <= '9') p++;
+    else
+        return NULL;
+    if (p < end && *p == '.') {
+        Text digits = ++p;
+        while (p < end && *p >= '0' && *p <= '9') p++;
+        if (p == digits) return NULL;
+    }
+    if (p < end && (*p == 'e' || *p == 'E')) {
+        p++;
+        if (p < end && (*p == '+' || *p == '-')) p++;
+        Text digits = p;
+        while (p < end && *p >= '0' && *p <= '9') p++;
+        if (p == digits) return NULL;
+    }
+    return p;
+}
+
+static int is_base64_key(Text p, Text end)
+{
+    return end - p >= 8 && memcmp(p, "$base64\"", 8) == 0;
+}
+
+/* The end of the value that begins at p; NULL if it is not plain JSON, or refers to base64. */
+static Text value_end(Text p, Text end)
+{
+    unsigned char open[DEPTH_MAX];
+    int depth = 0;
+    for (;;) { /* a value begins at p */
+        if (p >= end)
+            return NULL;
+        switch (*p) {
+        case '"':
+            p++;
+            if (is_base64_key(p, end) || (p = string_end(p, end)) == NULL)
+                return NULL;
+            p++;
+            break;
+        case '{':
+        case '[':
+            if (depth == DEPTH_MAX)
+                return NULL;
+            open[depth++] = *p;
+            p = skip_blanks(p + 1, end);
+            if (p >= end)
+                return NULL;
+            if (*p == (open[depth - 1] == '{' ? '}' : ']')) {
+                depth--;
+                p++;
+                break;
+            }
+            if (open[depth - 1] == '{')
+                goto key;
+            continue;
+        case 't':
+            if (end - p < 4 || memcmp(p, "true", 4)) return NULL;
+            p += 4;
+            break;
+        case 'n':
+            if (end - p < 4 || memcmp(p, "null", 4)) return NULL;
+            p += 4;
+            break;
+        case 'f':
+            if (end - p < 5 || memcmp(p, "false", 5)) return NULL;
+            p += 5;
+            break;
+        default:
+            if ((p = number_end(p, end)) == NULL)
+                return NULL;
+        }
+        /* a value has ended: what holds it goes on or ends too */
+        for (;;) {
+            if (depth == 0)
+                return p;
+            p = skip_blanks(p, end);
+            if (p >= end)
+                return NULL;
+            if (*p == (open[depth - 1] == '{' ? '}' : ']')) {
+                depth--;
+                p++;
+                continue;
+            }
+            if (*p != ',')
+                return NULL;
+            p = skip_blanks(p + 1, end);
+            break;
+        }
+        if (open[depth - 1] == '[')
+            continue;
+    key:
+        if (p >= end || *p != '"')
+            return NULL;
+        p++;
+        if (is_base64_key(p, end) || (p = string_end(p, end)) == NULL)
+            return NULL;
+        p = skip_blanks(p + 1, end);
+        if (p >= end || *p != ':')
+            return NULL;
+        p = skip_blanks(p + 1, end);
+    }
+}
+
+/* ------------------------------------------------------------------ UTF-8 */
+
+static int is_ascii(Text p, Py_ssize_t size)
+{
+    Text end = p + size;
+#if defined(__SSE2__)
+    while (end - p >= 16) {
+        if (_mm_movemask_epi8(_mm_loadu_si128((const __m128i *)p)))
+            return 0;
+        p += 16;
+    }
+#endif
+    while (p < end)
+        if (*p++ & 0x80)
+            return 0;
+    return 1;
+}
+
+/* Whether text is UTF-8 (RFC 3629): no overlong forms, no surrogates, nothing above U+10FFFF. */
+static int is_utf8(Text p, Py_ssize_t size)
+{
+    Text end = p + size;
+    while (p < end) {
+        unsigned c = *p;
+        if (c < 0x80) {
+            p++;
+        } else if (c >= 0xC2 && c <= 0xDF) {
+            if (end - p < 2 || (p[1] & 0xC0) != 0x80) return 0;
+            p += 2;
+        } else if (c >= 0xE0 && c <= 0xEF) {
+            if (end - p < 3 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80) return 0;
+            if ((c == 0xE0 && p[1] < 0xA0) || (c == 0xED && p[1] > 0x9F)) return 0;
+            p += 3;
+        } else if (c >= 0xF0 && c <= 0xF4) {
+            if (end - p < 4 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80 || (p[3] & 0xC0) != 0x80) return 0;
+            if ((c == 0xF0 && p[1] < 0x90) || (c == 0xF4 && p[1] > 0x8F)) return 0;
+            p += 4;
+        } else {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void unmask(unsigned char *to, Text from, Py_ssize_t size, Text mask)
+{
+    uint32_t one;
+    memcpy(&one, mask, 4);
+    uint64_t two = (uint64_t)one << 32 | one;
+    Py_ssize_t at = 0;
+#if defined(__SSE2__)
+    const __m128i four = _mm_set1_epi32((int)one);
+    for (; size - at >= 16; at += 16)
+        _mm_storeu_si128((__m128i *)(to + at), _mm_xor_si128(_mm_loadu_si128((const __m128i *)(from + at)), four));
+#endif
+    for (; size - at >= 8; at += 8) {
+        uint64_t word;
+        memcpy(&word, from + at, 8);
+        word ^= two;
+        memcpy(to + at, &word, 8);
+    }
+    for (; at < size; at++)
+        to[at] = from[at] ^ mask[at & 3];
+}
+
+/* ------------------------------------------------------------------ what is known of Python's objects */
+
+static PyTypeObject *asked_type, *answered_type, *body_type, *call_type, *end_type, *attempt_type, *request_type,
+    *options_type, *reply_meta_type, *outbox_type, *socket_type, *limits_type;
+static PyObject *ended_ok;
+
+/* Where the slots are; the names of the fields beside them, in `know` and `know_outbox`. */
+static Py_ssize_t body_raw, body_attachments, call_attempt, call_endpoint, call_method, call_body, call_left, end_wire_id,
+    end_outcome, end_body, end_meta, attempt_id, attempt_request, attempt_mark, request_options, options_timeout,
+    options_meta, options_idempotent, options_key, options_trace, options_progress, options_idle, options_stream_in,
+    options_stream_out, meta_worker, meta_attempts, meta_elapsed, meta_retryable, meta_trace, meta_timing, meta_repeated,
+    outbox_state, outbox_enqueued, outbox_flushed, outbox_hard, outbox_congested, outbox_pieces, outbox_dirty,
+    outbox_counted, outbox_limits, limits_hard, socket_blocked, socket_fd, socket_transport, socket_turn;
+
+typedef struct {
+    PyTypeObject **type;
+    const char *name;
+    Py_ssize_t *offset;
+} Slot;
+
+/* What stands in a slot, borrowed; NULL if nothing does. */
+static inline PyObject *at(PyObject *object, Py_ssize_t offset)
+{
+    return *(PyObject **)((char *)object + offset);
+}
+
+static inline void put(PyObject *object, Py_ssize_t offset, PyObject *value)
+{
+    PyObject **slot = (PyObject **)((char *)object + offset), *before = *slot;
+    *slot = Py_NewRef(value);
+    Py_XDECREF(before);
+}
+
+static inline int is(PyObject *object, PyTypeObject *type)
+{
+    return object != NULL && Py_TYPE(object) == type;
+}
+
+/* A number that stands in a slot; -1 if none does, or one that is below 0 or above what fits. Sets no error. */
+static inline Py_ssize_t count_at(PyObject *object, Py_ssize_t offset)
+{
+    PyObject *number = at(object, offset);
+    if (number == NULL || !PyLong_CheckExact(number))
+        return -1;
+    int overflow;
+    long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    return overflow || value < 0 || value > PY_SSIZE_T_MAX / 4 ? -1 : (Py_ssize_t)value;
+}
+
+static int find_slots(const Slot *slots, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        PyObject *found = PyObject_GetAttrString((PyObject *)*slots[i].type, slots[i].name);
+        if (found == NULL)
+            return -1;
+        int good = Py_TYPE(found) == &PyMemberDescr_Type && ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT_EX
+                   && PyType_IsSubtype(*slots[i].type, PyDescr_TYPE(found));
+        if (good)
+            *slots[i].offset = ((PyMemberDescrObject *)found)->d_member->offset;
+        Py_DECREF(found);
+        if (!good) {
+            PyErr_Format(PyExc_ImportError, "%s of %s stands in no slot", slots[i].name, (*slots[i].type)->tp_name);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ Reader */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *session;  /* whose events these are; NULL: payloads are handed on as they are */
+    PyObject *prefix;   /* bytes: what ids of this peer's attempts begin with, the quote included */
+    PyObject *routes;   /* dict: methods as written that were found good -> (endpoint, method) */
+    PyObject *defaults; /* the options of a call that names none */
+    PyObject *last;     /* bytes: the method of the last call, and its route */
+    PyObject *route;
+    Py_ssize_t size_max;
+    Py_ssize_t events_max;
+    Py_ssize_t decoded_bytes; /* payloads of the events that were made of messages, for who counts them */
+    char masked;
+    char reading;
+} Reader;
+
+static int Reader_init(Reader *self, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"masked", "message_max_bytes", "events_max", NULL};
+    int masked;
+    Py_ssize_t size_max, events_max;
+    if (!PyArg_ParseTupleAndKeywords(args, named, "pnn", names, &masked, &size_max, &events_max))
+        return -1;
+    self->masked = (char)masked;
+    self->size_max = size_max < PY_SSIZE_T_MAX / 4 ? size_max : PY_SSIZE_T_MAX / 4;
+    self->events_max = events_max;
+    return 0;
+}
+
+static int Reader_traverse(Reader *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->session);
+    Py_VISIT(self->routes);
+    Py_VISIT(self->defaults);
+    Py_VISIT(self->route);
+    return 0;
+}
+
+static int Reader_clear(Reader *self)
+{
+    Py_CLEAR(self->session);
+    Py_CLEAR(self->routes);
+    Py_CLEAR(self->defaults);
+    Py_CLEAR(self->last);
+    Py_CLEAR(self->route);
+    return 0;
+}
+
+static void Reader_dealloc(Reader *self)
+{
+    PyObject_GC_UnTrack(self);
+    Reader_clear(self);
+    Py_CLEAR(self->prefix);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *Reader_decode_for(Reader *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4 || !PyBytes_Check(args[1]) || !PyDict_CheckExact(args[2]) || !is(args[3], options_type)) {
+        PyErr_SetString(PyExc_TypeError, "decode_for(session, prefix: bytes, routes: dict, defaults: Options)");
+        return NULL;
+    }
+    if (self->reading) {
+        PyErr_SetString(PyExc_RuntimeError, "decode_for from within read");
+        return NULL;
+    }
+    Reader_clear(self);
+    Py_XSETREF(self->prefix, Py_NewRef(args[1]));
+    self->session = Py_NewRef(args[0]);
+    self->routes = Py_NewRef(args[2]);
+    self->defaults = Py_NewRef(args[3]);
+    Py_RETURN_NONE;
+}
+
+/* The route of a method, borrowed; NULL if it has none yet, with an error only if memory is short. */
+static PyObject *route_of(Reader *self, Text method, Py_ssize_t size)
+{
+    if (self->last && PyBytes_GET_SIZE(self->last) == size && !memcmp(PyBytes_AS_STRING(self->last), method, size))
+        return self->route;
+    for (Py_ssize_t i = 0; i < size; i++) /* names are plain ASCII: what is more has no route */
+        if (method[i] >= 0x80 || method[i] == '\\')
+            return NULL;
+    PyObject *name = PyUnicode_DecodeASCII((const char *)method, size, NULL);
+    if (name == NULL)
+        return NULL;
+    PyObject *route = PyDict_GetItemWithError(self->routes, name);
+    Py_DECREF(name);
+    if (route == NULL || !PyTuple_CheckExact(route) || PyTuple_GET_SIZE(route) != 2)
+        return NULL;
+    Py_INCREF(route);
+    PyObject *last = PyBytes_FromStringAndSize((const char *)method, size);
+    if (last == NULL) {
+        Py_DECREF(route);
+        return NULL;
+    }
+    Py_XSETREF(self->last, last);
+    Py_XSETREF(self->route, route);
+    return route;
+}
+
+/* The options of a call whose meta is {"timeout": number}, a new reference; NULL if it is not just that. */
+static PyObject *options_of(Reader *self, Text p, Text end)
+{
+    static const char name[] = "\"timeout\"";
+    char digits[32];
+    PyObject *defaults = self->defaults;
+    if (at(defaults, options_idempotent) != Py_False || at(defaults, options_key) != Py_None)
+        return NULL; /* they go with other options, by the rules */
+    p = skip_blanks(p + 1, end); /* p was at { */
+    if (end - p < (Py_ssize_t)sizeof(name) - 1 || memcmp(p, name, sizeof(name) - 1))
+        return NULL;
+    p = skip_blanks(p + sizeof(name) - 1, end);
+    if (p >= end || *p != ':')
+        return NULL;
+    p = skip_blanks(p + 1, end);
+    Text number = p;
+    if ((p = number_end(p, end)) == NULL || p - number > DIGITS_MAX || skip_blanks(p, end) != end - 1 || end[-1] != '}')
+        return NULL;
+    memcpy(digits, number, p - number);
+    digits[p - number] = 0;
+    double seconds = PyOS_string_to_double(digits, NULL, NULL);
+    if (seconds == -1.0 && PyErr_Occurred())
+        PyErr_Clear();
+    if (!(seconds > 0 && seconds < 1e9))
+        return NULL;
+    PyObject *timeout = PyFloat_FromDouble(seconds), *options = NULL;
+    if (timeout) {
+        static PyObject *copy;
+        if (copy != NULL || (copy = PyUnicode_InternFromString("__copy__")) != NULL)
+            options = PyObject_CallMethodNoArgs(defaults, copy);
+        if (options) { /* nobody has seen it yet: as good as made so */
+            if (is(options, options_type)) {
+                put(options, options_timeout, timeout);
+                put(options, options_meta, Py_True);
+            } else {
+                Py_CLEAR(options);
+            }
+        }
+        Py_DECREF(timeout);
+    }
+    return options;
+}
+
+/* A payload of JSON text that is copied out of p. */
+static PyObject *new_body(Text p, Text end)
+{
+    PyObject *raw = PyBytes_FromStringAndSize((const char *)p, end - p), *body = NULL;
+    if (raw) {
+        body = PyObject_Vectorcall((PyObject *)body_type, &raw, 1, NULL);
+        Py_DECREF(raw);
+    }
+    return body;
+}
+
+/* The members of a message, each from its first byte to behind its last; NULL for those it has not. */
+typedef struct {
+    Text id, id_end, method, method_end, params, params_end, result, result_end, meta, meta_end;
+} Members;
+
+/* Find them in a text; 0 if it is not plain. */
+static int find_members(Text p, Text end, Members *m)
+{
+    int version = 0;
+    if (p >= end || *p++ != '{')
+        return 0;
+    p = skip_blanks(p, end);
+    for (;;) {
+        if (p >= end || *p++ != '"')
+            return 0;
+        Text name = p;
+        while (p < end && *p != '"' && *p != '\\') p++;
+        if (p >= end || *p != '"')
+            return 0;
+        Py_ssize_t size = p - name;
+        p = skip_blanks(p + 1, end);
+        if (p >= end || *p != ':')
+            return 0;
+        p = skip_blanks(p + 1, end);
+        if (size == 2 && !memcmp(name, "id", 2)) {
+            if (m->id || p >= end) return 0;
+            m->id = p;
+            if (*p == '"') {
+                if ((p = string_end(p + 1, end)) == NULL) return 0;
+                p++;
+                if (p - m->id > ID_MAX + 2 || memchr(m->id, '\\', p - m->id)) return 0;
+            } else {
+                while (p < end && *p >= '0' && *p <= '9') p++;
+                if (p == m->id || p - m->id > DIGITS_MAX || (*m->id == '0' && p - m->id > 1)) return 0;
+            }
+            m->id_end = p;
+        } else if (size == 6 && !memcmp(name, "method", 6)) {
+            if (m->method || p >= end || *p != '"') return 0;
+            m->method = ++p;
+            if ((p = string_end(p, end)) == NULL) return 0;
+            m->method_end = p++;
+        } else if (size == 6 && !memcmp(name, "params", 6)) {
+            if (m->params) return 0;
+            m->params = p;
+            if ((p = value_end(p, end)) == NULL) return 0;
+            m->params_end = p;
+        } else if (size == 6 && !memcmp(name, "result", 6)) {
+            if (m->result) return 0;
+            m->result = p;
+            if ((p = value_end(p, end)) == NULL) return 0;
+            m->result_end = p;
+        } else if (size == 7 && !memcmp(name, "jsonrpc", 7)) {
+            if (version || end - p < 5 || memcmp(p, "\"2.0\"", 5)) return 0;
+            version = 1;
+            p += 5;
+        } else if (size == 4 && !memcmp(name, "meta", 4)) {
+            if (m->meta || p >= end || *p != '{') return 0;
+            m->meta = p;
+            if ((p = value_end(p, end)) == NULL) return 0;
+            m->meta_end = p;
+        } else {
+            return 0;
+        }
+        p = skip_blanks(p, end);
+        if (p >= end)
+            return 0;
+        if (*p == '}')
+            break;
+        if (*p++ != ',')
+            return 0;
+        p = skip_blanks(p, end);
+    }
+    return skip_blanks(p + 1, end) == end && version && m->id;
+}
+
+/* A plain call or reply as an event. NULL if it is none, with an error only if memory is short. */
+static PyObject *decode(Reader *self, Text p, Text end)
+{
+    Members m = {0};
+    if (!find_members(p, end, &m))
+        return NULL;
+    PyObject *event = NULL;
+    if (m.method) {
+        PyObject *route;
+        if (!m.params || m.result || (route = route_of(self, m.method, m.method_end - m.method)) == NULL)
+            return NULL;
+        PyObject *options = m.meta ? options_of(self, m.meta, m.meta_end) : Py_NewRef(self->defaults);
+        if (options == NULL)
+            return NULL;
+        PyObject *wire_id = PyBytes_FromStringAndSize((const char *)m.id, m.id_end - m.id),
+                 *body = new_body(m.params, m.params_end);
+        if (wire_id && body) {
+            PyObject *values[6] = {self->session, wire_id, PyTuple_GET_ITEM(route, 0), PyTuple_GET_ITEM(route, 1), body,
+                                   options};
+            event = PyObject_Vectorcall((PyObject *)asked_type, values, 6, NULL);
+        }
+        Py_XDECREF(wire_id);
+        Py_XDECREF(body);
+        Py_DECREF(options);
+    } else if (m.result && !m.params && !m.meta) {
+        Py_ssize_t head = PyBytes_GET_SIZE(self->prefix);
+        if (m.id_end - m.id < head + 2 || memcmp(m.id, PyBytes_AS_STRING(self->prefix), head))
+            return NULL;
+        unsigned long long number = 0;
+        Text digit = m.id + head;
+        if (m.id_end - 1 - digit > DIGITS_MAX)
+            return NULL;
+        for (; digit < m.id_end - 1; digit++) {
+            if (*digit < '0' || *digit > '9') return NULL;
+            number = number * 10 + (*digit - '0');
+        }
+        PyObject *attempt = PyLong_FromUnsignedLongLong(number), *body = new_body(m.result, m.result_end);
+        if (attempt && body) {
+            PyObject *values[3] = {self->session, attempt, body};
+            event = PyObject_Vectorcall((PyObject *)answered_type, values, 3, NULL);
+        }
+        Py_XDECREF(attempt);
+        Py_XDECREF(body);
+    }
+    return event;
+}
+
+/* Where a plain frame's payload is. */
+typedef struct {
+    Py_ssize_t start; /* bytes before it */
+    Py_ssize_t size;
+} Frame;
+
+/* Look at the header of a plain frame of which `there` bytes are there: a whole message, text or binary, within the
+   bound. 0 if it is none, or the header is not whole. */
+static int find_frame(const Reader *self, Text head, Py_ssize_t there, Frame *frame)
+{
+    if (there < 2 || (head[0] != 0x81 && head[0] != 0x82) || (head[1] & 0x80) != (self->masked ? 0x80 : 0))
+        return 0;
+    frame->start = self->masked ? 6 : 2;
+    frame->size = head[1] & 0x7F;
+    if (frame->size == 126) {
+        if (there < 4)
+            return 0;
+        frame->size = head[2] << 8 | head[3];
+        frame->start += 2;
+        if (frame->size < 126)
+            return 0;
+    } else if (frame->size == 127) {
+        if (there < 10)
+            return 0;
+        uint64_t size = 0;
+        for (int i = 2; i < 10; i++) size = size << 8 | head[i];
+        if (size < 65536 || size > (uint64_t)PY_SSIZE_T_MAX / 4)
+            return 0;
+        frame->size = (Py_ssize_t)size;
+        frame->start += 8;
+    }
+    return frame->size <= self->size_max && there >= frame->start;
+}
+
+/* The event of a whole plain frame, unmasked into `plain`; NULL without an error if it is not right after all. */
+static PyObject *read_frame(Reader *self, int opcode, Text payload, Py_ssize_t size, unsigned char *plain)
+{
+    if (self->masked)
+        unmask(plain, payload, size, payload - 4);
+    if (opcode == 1 && !is_ascii(plain, size) && !is_utf8(plain, size))
+        return NULL;
+    if (opcode == 1 && self->session) {
+        PyObject *event = decode(self, plain, plain + size);
+        if (event || PyErr_Occurred()) {
+            self->decoded_bytes += size;
+            return event;
+        }
+    }
+    PyObject *text = PyBytes_FromStringAndSize((const char *)plain, size), *number = PyLong_FromLong(opcode), *event = NULL;
+    if (text && number)
+        event = PyTuple_Pack(2, number, text);
+    Py_XDECREF(text);
+    Py_XDECREF(number);
+    return event;
+}
+
+/* The arguments (data, position, stop) of a method; the view must be released. */
+static int read_arguments(PyObject *const *args, Py_buffer *view, Py_ssize_t *position, Py_ssize_t *stop)
+{
+    *position = PyLong_AsSsize_t(args[1]);
+    if (*position == -1 && PyErr_Occurred())
+        return -1;
+    *stop = PyLong_AsSsize_t(args[2]);
+    if (*stop == -1 && PyErr_Occurred())
+        return -1;
+    if (PyObject_GetBuffer(args[0], view, PyBUF_SIMPLE) < 0)
+        return -1;
+    if (*position < 0 || *position > *stop || *stop > view->len) {
+        PyBuffer_Release(view);
+        PyErr_SetString(PyExc_ValueError, "position and stop are not within the data");
+        return -1;
+    }
+    return 0;
+}
+
+/* read(data, position, stop, events) -> position: take whole plain frames from data[position:stop].
+
+   Data that may be written to is unmasked where it stands (no second buffer to write to: 0.03 µs less at 200 bytes, 1 µs
+   at 16 KiB), and masked again if a frame is left to Python. */
+static PyObject *Reader_read(Reader *self, PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer view;
+    Py_ssize_t position, stop;
+    if (count != 4 || !PyList_CheckExact(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "read(data, position: int, stop: int, events: list)");
+        return NULL;
+    }
+    if (self->reading) {
+        PyErr_SetString(PyExc_RuntimeError, "read from within read");
+        return NULL;
+    }
+    if (read_arguments(args, &view, &position, &stop) < 0)
+        return NULL;
+    self->reading = 1;
+    PyObject *events = args[3];
+    Text data = view.buf;
+    unsigned char *scratch = NULL;
+    Py_ssize_t room = 0;
+    Frame frame;
+    while (PyList_GET_SIZE(events) < self->events_max && find_frame(self, data + position, stop - position, &frame)
+           && stop - position - frame.start >= frame.size) {
+        Text payload = data + position + frame.start;
+        unsigned char *plain = (unsigned char *)payload;
+        if (self->masked && view.readonly) {
+            if (room < frame.size) {
+                PyMem_Free(scratch);
+                room = frame.size < 4096 ? 4096 : frame.size;
+                scratch = PyMem_Malloc((size_t)room);
+                if (scratch == NULL) {
+                    PyErr_NoMemory();
+                    break;
+                }
+            }
+            plain = scratch;
+        }
+        PyObject *event = read_frame(self, data[position] & 0x0F, payload, frame.size, plain);
+        if (event == NULL) {
+            if (self->masked && !view.readonly)
+                unmask(plain, plain, frame.size, payload - 4);
+            break;
+        }
+        int added = PyList_Append(events, event);
+        Py_DECREF(event);
+        if (added < 0)
+            break;
+        position += frame.start + frame.size;
+    }
+    PyMem_Free(scratch);
+    PyBuffer_Release(&view);
+    self->reading = 0;
+    return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(position);
+}
+
+/* begins(data, position, stop, bytes) -> bool: whether what is there begins a plain frame of at most so many bytes, and is
+   right so far. */
+static PyObject *Reader_begins(Reader *self, PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer view;
+    Py_ssize_t position, stop, bytes;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "begins(data, position: int, stop: int, bytes: int)");
+        return NULL;
+    }
+    bytes = PyLong_AsSsize_t(args[3]);
+    if ((bytes == -1 && PyErr_Occurred()) || read_arguments(args, &view, &position, &stop) < 0)
+        return NULL;
+    Text head = (Text)view.buf + position;
+    Frame frame;
+    int good = find_frame(self, head, stop - position, &frame) && frame.start + frame.size <= bytes
+               && stop - position - frame.start < frame.size;
+    if (good && head[0] == 0x81) { /* wrong text is refused as soon as it is there (RFC 6455, section 8.1) */
+        unsigned char plain[1024]; /* a multiple of the mask */
+        Text p = head + frame.start, mask = p - 4, end = (Text)view.buf + stop;
+        while (good && p < end) {
+            Py_ssize_t size = end - p < (Py_ssize_t)sizeof(plain) ? end - p : (Py_ssize_t)sizeof(plain);
+            if (self->masked) {
+                unmask(plain, p, size, mask);
+                good = is_ascii(plain, size);
+            } else {
+                good = is_ascii(p, size);
+            }
+            p += size;
+        }
+    }
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(good);
+}
+
+static PyMethodDef Reader_methods[] = {
+    {"decode_for", (PyCFunction)(void (*)(void))Reader_decode_for, METH_FASTCALL,
+     "decode_for(session, prefix, routes, defaults)\n--\n\nMake events of plain calls and replies from now on."},
+    {"read", (PyCFunction)(void (*)(void))Reader_read, METH_FASTCALL,
+     "read(data, position, stop, events)\n--\n\nTake whole plain frames out of data; the position after the last. Data "
+     "that may be written to is used up."},
+    {"begins", (PyCFunction)(void (*)(void))Reader_begins, METH_FASTCALL,
+     "begins(data, position, stop, bytes)\n--\n\nWhether a plain frame of at most so many bytes begins there."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef Reader_members[] = {
+    {"decoded_bytes", T_PYSSIZET, offsetof(Reader, decoded_bytes), 0, "payloads of the messages that became events"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyTypeObject ReaderType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "broker.wire._native.Reader",
+    .tp_doc = "Reader(masked, message_max_bytes, events_max)\n--\n\nReads the plain frames of one link.",
+    .tp_basicsize = sizeof(Reader),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Reader_init,
+    .tp_dealloc = (destructor)Reader_dealloc,
+    .tp_traverse = (traverseproc)Reader_traverse,
+    .tp_clear = (inquiry)Reader_clear,
+    .tp_methods = Reader_methods,
+    .tp_members = Reader_members,
+};
+
+/* ------------------------------------------------------------------ Writer */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *prefix;   /* bytes: {"jsonrpc":"2.0","id":"<ours> */
+    PyObject *endpoint; /* str: what the link is attached to */
+    PyObject *outbox;   /* the link */
+    PyObject *mark;     /* what is told that it has something to write */
+    Py_ssize_t soft;    /* bytes that wait, above which calls are held */
+    char meta;          /* whether calls say what is left of their time */
+} Writer;
+
+static PyObject *Writer_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"prefix", "endpoint", "outbox", "mark", "soft_bytes", "meta", NULL};
+    PyObject *prefix, *endpoint, *outbox, *mark;
+    Py_ssize_t soft;
+    int meta;
+    if (outbox_type == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "know_outbox comes first");
+        return NULL;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, named, "SUO!Onp", names, &prefix, &endpoint, outbox_type, &outbox, &mark, &soft,
+                                     &meta))
+        return NULL;
+    Writer *self = (Writer *)type->tp_alloc(type, 0);
+    if (self) {
+        self->prefix = Py_NewRef(prefix);
+        self->endpoint = Py_NewRef(endpoint);
+        self->outbox = Py_NewRef(outbox);
+        self->mark = Py_NewRef(mark);
+        self->soft = soft;
+        self->meta = (char)meta;
+    }
+    return (PyObject *)self;
+}
+
+static int Writer_traverse(Writer *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->outbox);
+    Py_VISIT(self->mark);
+    return 0;
+}
+
+static int Writer_clear(Writer *self)
+{
+    Py_CLEAR(self->outbox);
+    Py_CLEAR(self->mark);
+    return 0;
+}
+
+static void Writer_dealloc(Writer *self)
+{
+    PyObject_GC_UnTrack(self);
+    Writer_clear(self);
+    Py_CLEAR(self->prefix);
+    Py_CLEAR(self->endpoint);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Text that is put together from pieces: they are listed first, then copied once. */
+#define PIECES_MAX 24
+
+typedef struct {
+    const void *from[PIECES_MAX];
+    Py_ssize_t size[PIECES_MAX];
+    int count;
+    int body; /* which of them is the payload */
+    Py_ssize_t total;
+    char numbers[96]; /* text of numbers stands here */
+    int used;
+} Pieces;
+
+static inline void add(Pieces *pieces, const void *from, Py_ssize_t size)
+{
+    pieces->from[pieces->count] = from;
+    pieces->size[pieces->count++] = size;
+    pieces->total += size;
+}
+
+#define ADD_TEXT(pieces, text) add(pieces, text, (Py_ssize_t)sizeof(text) - 1)
+
+static void add_number(Pieces *pieces, unsigned long long number)
+{
+    int end = pieces->used += 20, begin = end; /* 2**64 has 20 digits */
+    do pieces->numbers[--begin] = (char)('0' + number % 10); while (number /= 10);
+    add(pieces, pieces->numbers + begin, end - begin);
+}
+
+/* Text of a float, as `format` and `precision` of PyOS_double_to_string; 0 if it is not plain, or memory is short. */
+static int add_float(Pieces *pieces, double number, char format, int precision)
+{
+    if (!(number >= 0.0005 && number < 1e9))
+        return 0; /* JSON's writers differ in exponents */
+    char *text = PyOS_double_to_string(number, format, precision, Py_DTSF_ADD_DOT_0, NULL);
+    if (text == NULL)
+        return 0;
+    size_t size = strlen(text);
+    if (format == 'f') /* as round() leaves it: no zero at the end but the one behind the point */
+        while (size > 2 && text[size - 1] == '0' && text[size - 2] != '.') size--;
+    int fits = size <= 24;
+    if (fits) {
+        memcpy(pieces->numbers + pieces->used, text, size);
+        add(pieces, pieces->numbers + pieces->used, (Py_ssize_t)size);
+        pieces->used += 24;
+    }
+    PyMem_Free(text);
+    return fits;
+}
+
+/* Some pieces as bytes, with so much room before them. */
+static PyObject *join(const Pieces *pieces, int first, int end, Py_ssize_t head)
+{
+    Py_ssize_t size = head;
+    for (int i = first; i < end; i++) size += pieces->size[i];
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, size);
+    if (joined) {
+        char *p = PyBytes_AS_STRING(joined) + head;
+        for (int i = first; i < end; i++) {
+            memcpy(p, pieces->from[i], (size_t)pieces->size[i]);
+            p += pieces->size[i];
+        }
+    }
+    return joined;
+}
+
+/* What goes into the outbox for one message: a whole frame, or one of which the payload is not copied. */
+typedef struct {
+    PyObject *parts[3];
+    int count;
+    Py_ssize_t size;
+} Made;
+
+static void drop(Made *made)
+{
+    while (made->count) {
+        made->count--; /* not within the macro, which reads its argument twice */
+        Py_CLEAR(made->parts[made->count]);
+    }
+}
+
+/* Make a view of a part, in the outbox the mark of what is within a frame; 0 with an error. */
+static int add_view(Made *made, PyObject *part)
+{
+    PyObject *view = part ? PyMemoryView_FromObject(part) : NULL;
+    if (view == NULL)
+        return 0;
+    made->parts[made->count++] = view;
+    return 1;
+}
+
+/* The pieces as a whole frame (RFC 6455, section 5.2) around a payload; nothing, without an error if it is too large. */
+static void frame_of(const Pieces *pieces, PyObject *raw, Made *made)
+{
+    Py_ssize_t size = pieces->total, head = size < 126 ? 2 : 4;
+    int copied = pieces->size[pieces->body] <= COPIED_MAX;
+    if (size > UNSPLIT_MAX - 4)
+        return;
+    PyObject *first = join(pieces, 0, copied ? pieces->count : pieces->body, head);
+    if (first == NULL)
+        return;
+    unsigned char *p = (unsigned char *)PyBytes_AS_STRING(first);
+    p[0] = 0x81;
+    p[1] = (unsigned char)(size < 126 ? size : 126);
+    if (head == 4) {
+        p[2] = (unsigned char)(size >> 8);
+        p[3] = (unsigned char)size;
+    }
+    made->parts[made->count++] = first;
+    made->size = head + size;
+    if (!copied) {
+        PyObject *last = join(pieces, pieces->body + 1, pieces->count, 0);
+        if (!add_view(made, raw) || !add_view(made, last))
+            drop(made);
+        Py_XDECREF(last);
+    }
+}
+
+/* What a body holds as JSON text, if it has no attachments and is small; 0 if not. The view must be released. */
+static int body_text(PyObject *body, Py_buffer *view)
+{
+    if (!is(body, body_type))
+        return 0;
+    PyObject *attachments = at(body, body_attachments), *raw = at(body, body_raw);
+    if (attachments == NULL || !PyTuple_CheckExact(attachments) || PyTuple_GET_SIZE(attachments) || raw == NULL)
+        return 0;
+    if (PyObject_GetBuffer(raw, view, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    if (view->len > 0 && view->len <= SMALL_MAX)
+        return 1;
+    PyBuffer_Release(view);
+    return 0;
+}
+
+/* What `meta` of a call says: its number in the session, what is left of its time, whether parts are wanted. */
+static int add_call_meta(Pieces *pieces, PyObject *call, PyObject *attempt, unsigned long long n, int tells)
+{
+    if (!n && !tells)
+        return 1;
+    ADD_TEXT(pieces, ",\"meta\":{");
+    if (n) {
+        ADD_TEXT(pieces, "\"n\":");
+        add_number(pieces, n);
+    }
+    if (tells) {
+        PyObject *request = at(attempt, attempt_request), *left = at(call, call_left), *options;
+        if (!is(request, request_type) || !is(options = at(request, request_options), options_type) || left == NULL
+            || !PyFloat_CheckExact(left) || at(options, options_trace) != Py_None
+            || at(options, options_idempotent) != Py_False || at(options, options_progress) != Py_None
+            || at(options, options_idle) != Py_None || at(options, options_stream_out) != Py_False)
+            return 0;
+        if (n)
+            ADD_TEXT(pieces, ",");
+        ADD_TEXT(pieces, "\"timeout\":");
+        if (!add_float(pieces, PyFloat_AS_DOUBLE(left), 'f', 3))
+            return 0;
+        if (at(options, options_stream_in) == Py_True)
+            ADD_TEXT(pieces, ",\"stream\":\"in\"");
+    }
+    ADD_TEXT(pieces, "}");
+    return 1;
+}
+
+/* The frame of a plain call; nothing, without an error, if it is not plain. */
+static void call_frame(Writer *self, PyObject *call, unsigned long long n, Made *made)
+{
+    PyObject *attempt = at(call, call_attempt), *method = at(call, call_method), *endpoint = at(call, call_endpoint);
+    Py_buffer raw;
+    if (!is(attempt, attempt_type) || method == NULL || !PyUnicode_CheckExact(method) || !PyUnicode_IS_COMPACT_ASCII(method)
+        || endpoint == NULL || !PyUnicode_CheckExact(endpoint) || !PyUnicode_IS_COMPACT_ASCII(endpoint))
+        return;
+    Py_ssize_t id = count_at(attempt, attempt_id);
+    if (id < 0 || !body_text(at(call, call_body), &raw))
+        return;
+    Pieces pieces = {.count = 0};
+    add(&pieces, PyBytes_AS_STRING(self->prefix), PyBytes_GET_SIZE(self->prefix));
+    add_number(&pieces, (unsigned long long)id);
+    ADD_TEXT(&pieces, "\",\"method\":\"");
+    if (endpoint != self->endpoint && PyUnicode_Compare(endpoint, self->endpoint)) {
+        add(&pieces, PyUnicode_1BYTE_DATA(endpoint), PyUnicode_GET_LENGTH(endpoint));
+        ADD_TEXT(&pieces, "/");
+    }
+    add(&pieces, PyUnicode_1BYTE_DATA(method), PyUnicode_GET_LENGTH(method));
+    ADD_TEXT(&pieces, "\",\"params\":");
+    pieces.body = pieces.count;
+    add(&pieces, raw.buf, raw.len);
+    if (add_call_meta(&pieces, call, attempt, n, self->meta)) {
+        ADD_TEXT(&pieces, "}");
+        frame_of(&pieces, raw.obj, made);
+    }
+    PyBuffer_Release(&raw);
+}
+
+/* What `meta` of a reply says: its number in the session, and how it came about. */
+static int add_end_meta(Pieces *pieces, PyObject *meta, unsigned long long n)
+{
+    if (!n && meta == Py_None)
+        return 1;
+    ADD_TEXT(pieces, ",\"meta\":{");
+    if (n) {
+        ADD_TEXT(pieces, "\"n\":");
+        add_number(pieces, n);
+    }
+    if (meta != Py_None) {
+        PyObject *worker, *elapsed;
+        Py_ssize_t attempts;
+        if (!is(meta, reply_meta_type) || (worker = at(meta, meta_worker)) == NULL || !PyUnicode_CheckExact(worker)
+            || !PyUnicode_IS_COMPACT_ASCII(worker) || (attempts = count_at(meta, meta_attempts)) < 1
+            || (elapsed = at(meta, meta_elapsed)) == NULL || !PyFloat_CheckExact(elapsed)
+            || at(meta, meta_retryable) != Py_False || at(meta, meta_trace) != Py_None || at(meta, meta_timing) != Py_None
+            || at(meta, meta_repeated) != Py_False)
+            return 0;
+        Text name = PyUnicode_1BYTE_DATA(worker);
+        Py_ssize_t size = PyUnicode_GET_LENGTH(worker);
+        for (Py_ssize_t i = 0; i < size; i++)
+            if (name[i] < 0x20 || name[i] > 0x7E || name[i] == '"' || name[i] == '\\')
+                return 0;
+        if (n)
+            ADD_TEXT(pieces, ",");
+        ADD_TEXT(pieces, "\"worker\":\"");
+        add(pieces, name, size);
+        ADD_TEXT(pieces, "\",\"attempts\":");
+        add_number(pieces, (unsigned long long)attempts);
+        ADD_TEXT(pieces, ",\"elapsed_ms\":");
+        if (!add_float(pieces, PyFloat_AS_DOUBLE(elapsed), 'r', 0))
+            return 0;
+    }
+    ADD_TEXT(pieces, "}");
+    return 1;
+}
+
+/* The frame of a plain result; nothing, without an error, if it is not plain. */
+static void end_frame(PyObject *end, unsigned long long n, Made *made)
+{
+    PyObject *wire_id = at(end, end_wire_id), *meta = at(end, end_meta);
+    Py_buffer raw;
+    if (wire_id == NULL || !PyBytes_CheckExact(wire_id) || meta == NULL || at(end, end_outcome) != ended_ok
+        || !body_text(at(end, end_body), &raw))
+        return;
+    Pieces pieces = {.count = 0};
+    ADD_TEXT(&pieces, "{\"jsonrpc\":\"2.0\",\"id\":");
+    add(&pieces, PyBytes_AS_STRING(wire_id), PyBytes_GET_SIZE(wire_id));
+    ADD_TEXT(&pieces, ",\"result\":");
+    pieces.body = pieces.count;
+    add(&pieces, raw.buf, raw.len);
+    if (add_end_meta(&pieces, meta, n)) {
+        ADD_TEXT(&pieces, "}");
+        frame_of(&pieces, raw.obj, made);
+    }
+    PyBuffer_Release(&raw);
+}
+
+/* Put a frame into the outbox, as Link.push does; 0 if that has to look closer, -1 with an error. */
+static int push(Writer *self, Made *made, Py_ssize_t enqueued, Py_ssize_t flushed, PyObject *attempt)
+{
+    PyObject *outbox = self->outbox, *pieces = at(outbox, outbox_pieces);
+    Py_ssize_t hard = count_at(outbox, outbox_hard);
+    if (hard < 0 || enqueued - flushed + made->size > hard || pieces == NULL || !PyList_CheckExact(pieces))
+        return 0;
+    PyObject *mark = PyLong_FromSsize_t(enqueued + made->size);
+    if (mark == NULL)
+        return -1;
+    Py_ssize_t before = PyList_GET_SIZE(pieces);
+    for (int i = 0; i < made->count; i++)
+        if (PyList_Append(pieces, made->parts[i]) < 0) {
+            PyList_SetSlice(pieces, before, PyList_GET_SIZE(pieces), NULL);
+            Py_DECREF(mark);
+            return -1;
+        }
+    put(outbox, outbox_enqueued, mark);
+    if (attempt)
+        put(attempt, attempt_mark, mark);
+    Py_DECREF(mark);
+    if (at(outbox, outbox_dirty) != Py_True) {
+        PyObject *marked = PyObject_CallOneArg(self->mark, outbox);
+        if (marked == NULL)
+            return -1;
+        Py_DECREF(marked);
+    }
+    return 1;
+}
+
+/* write(message, n=0) -> bool: queue a plain call or result, numbered if n is not 0; False if that is left to Python. */
+static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 1 || count > 2 || (count == 2 && !PyLong_CheckExact(args[1]))) {
+        PyErr_SetString(PyExc_TypeError, "write(message, n: int = 0)");
+        return NULL;
+    }
+    unsigned long long n = count == 2 ? PyLong_AsUnsignedLongLong(args[1]) : 0;
+    if (n == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    PyObject *message = args[0], *outbox = self->outbox, *attempt = NULL;
+    Made made = {.count = 0};
+    if (outbox == NULL || count_at(outbox, outbox_state) != 0)
+        Py_RETURN_FALSE;
+    Py_ssize_t enqueued = count_at(outbox, outbox_enqueued), flushed = count_at(outbox, outbox_flushed);
+    if (enqueued < 0 || flushed < 0)
+        Py_RETURN_FALSE;
+    if (Py_TYPE(message) == call_type) {
+        if (at(outbox, outbox_congested) == Py_False && enqueued - flushed <= self->soft)
+            call_frame(self, message, n, &made);
+        attempt = at(message, call_attempt);
+    } else if (Py_TYPE(message) == end_type) {
+        end_frame(message, n, &made);
+    }
+    int pushed = made.count ? push(self, &made, enqueued, flushed, attempt) : 0;
+    drop(&made);
+    if (pushed < 0 || PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(pushed);
+}
+
+static PyMethodDef Writer_methods[] = {
+    {"write", (PyCFunction)(void (*)(void))Writer_write, METH_FASTCALL,
+     "write(message, n=0)\n--\n\nQueue a plain call or a plain result; False for everything else."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject WriterType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "broker.wire._native.Writer",
+    .tp_doc = "Writer(prefix, endpoint, outbox, mark, soft_bytes, meta)\n--\n\nWrites the plain messages of one link.",
+    .tp_basicsize = sizeof(Writer),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = Writer_new,
+    .tp_dealloc = (destructor)Writer_dealloc,
+    .tp_traverse = (traverseproc)Writer_traverse,
+    .tp_clear = (inquiry)Writer_clear,
+    .tp_methods = Writer_methods,
+};
+
+/* ------------------------------------------------------------------ flush */
+
+#define VECTORS_MAX 64         /* pieces that are written without being joined */
+#define JOINED_MAX 16384       /* bytes of several pieces that are joined first: cheaper than a vector of small ones */
+
+/* Give bytes to the kernel, all pieces in one call; -1 if it took none. The GIL is kept: the call never waits, and to get
+   it back from another thread may. */
+static Py_ssize_t write_pieces(int fd, PyObject *pieces, Py_ssize_t size)
+{
+    struct iovec vectors[VECTORS_MAX];
+    Py_buffer views[VECTORS_MAX];
+    Py_ssize_t count = PyList_GET_SIZE(pieces), total = 0, taken = -1;
+    int held = 0, seen = 0;
+    char joined[JOINED_MAX];
+    if (count > VECTORS_MAX && size > JOINED_MAX)
+        return -1;
+    for (; seen < count; seen++) {
+        Py_buffer one, *view = size <= JOINED_MAX ? &one : &views[held];
+        if (PyObject_GetBuffer(PyList_GET_ITEM(pieces, seen), view, PyBUF_SIMPLE) < 0) {
+            PyErr_Clear();
+            break;
+        }
+        if (view->len > size - total) { /* more than the books say: left to Python */
+            PyBuffer_Release(view);
+            break;
+        }
+        if (size <= JOINED_MAX) {
+            memcpy(joined + total, view->buf, (size_t)view->len);
+            total += view->len;
+            PyBuffer_Release(view);
+        } else {
+            vectors[held].iov_base = view->buf;
+            vectors[held++].iov_len = (size_t)view->len;
+            total += view->len;
+        }
+    }
+    if (seen == count && total == size)
+        taken = size <= JOINED_MAX ? write(fd, joined, (size_t)size) : writev(fd, vectors, held);
+    while (held) PyBuffer_Release(&views[--held]);
+    return taken > 0 ? taken : -1;
+}
+
+/* Flush a link as its method does, if that is plain: an open socket, within a turn's bound, and the kernel takes it all.
+   The bytes written; 0 if the link did it itself, with what the kernel has taken already. */
+static PyObject *flush(PyObject *Py_UNUSED(module), PyObject *link)
+{
+    static PyObject *is_closing, *flush_name;
+    if ((is_closing == NULL && (is_closing = PyUnicode_InternFromString("is_closing")) == NULL)
+        || (flush_name == NULL && (flush_name = PyUnicode_InternFromString("flush")) == NULL))
+        return NULL;
+    Py_ssize_t taken = -1;
+    if (socket_type != NULL && is(link, socket_type) && count_at(link, outbox_state) == 0
+        && at(link, socket_blocked) == Py_False && at(link, outbox_congested) == Py_False
+        && count_at(link, outbox_counted) == 0) {
+        PyObject *pieces = at(link, outbox_pieces), *limits = at(link, outbox_limits), *transport = at(link, socket_transport);
+        Py_ssize_t enqueued = count_at(link, outbox_enqueued), flushed = count_at(link, outbox_flushed),
+                   fd = count_at(link, socket_fd), size = enqueued - flushed;
+        if (enqueued >= 0 && flushed >= 0 && size > 0 && size <= count_at(link, socket_turn) && fd >= 0 && fd <= INT_MAX
+            && pieces && PyList_CheckExact(pieces) && is(limits, limits_type) && transport
+            && at(link, outbox_hard) == at(limits, limits_hard)) {
+            PyObject *closing = PyObject_CallMethodNoArgs(transport, is_closing);
+            if (closing == NULL)
+                return NULL;
+            if (closing == Py_False)
+                taken = write_pieces((int)fd, pieces, size);
+            Py_DECREF(closing);
+            if (taken == size) {
+                put(link, outbox_flushed, at(link, outbox_enqueued));
+                put(link, outbox_dirty, Py_False);
+                if (PyList_SetSlice(pieces, 0, PyList_GET_SIZE(pieces), NULL) < 0)
+                    return NULL;
+                return PyLong_FromSsize_t(size);
+            }
+        }
+    }
+    PyObject *arguments[2] = {link, taken > 0 ? PyLong_FromSsize_t(taken) : NULL}, *done;
+    if (taken > 0 && arguments[1] == NULL)
+        return NULL;
+    done = PyObject_VectorcallMethod(flush_name, arguments, taken > 0 ? 2 : 1, NULL);
+    Py_XDECREF(arguments[1]);
+    if (done == NULL)
+        return NULL;
+    Py_DECREF(done);
+    return PyLong_FromLong(0);
+}
+
+/* ------------------------------------------------------------------ module */
+
+static PyObject *know(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    PyTypeObject **types[] = {&asked_type, &answered_type, &body_type, &call_type, &end_type, &attempt_type, &request_type,
+                              &options_type, &reply_meta_type};
+    const Py_ssize_t known = sizeof(types) / sizeof(*types);
+    static const Slot slots[] = {
+        {&body_type, "raw", &body_raw}, {&body_type, "attachments", &body_attachments},
+        {&call_type, "attempt", &call_attempt}, {&call_type, "endpoint", &call_endpoint},
+        {&call_type, "method", &call_method}, {&call_type, "body", &call_body}, {&call_type, "left_s", &call_left},
+        {&end_type, "wire_id", &end_wire_id}, {&end_type, "outcome", &end_outcome}, {&end_type, "body", &end_body},
+        {&end_type, "meta", &end_meta},
+        {&attempt_type, "id", &attempt_id}, {&attempt_type, "request", &attempt_request},
+        {&attempt_type, "mark", &attempt_mark}, {&request_type, "options", &request_options},
+        {&options_type, "timeout", &options_timeout}, {&options_type, "meta", &options_meta},
+        {&options_type, "idempotent", &options_idempotent}, {&options_type, "key", &options_key},
+        {&options_type, "trace", &options_trace}, {&options_type, "progress", &options_progress},
+        {&options_type, "idle", &options_idle}, {&options_type, "stream_in", &options_stream_in},
+        {&options_type, "stream_out", &options_stream_out},
+        {&reply_meta_type, "worker", &meta_worker}, {&reply_meta_type, "attempts", &meta_attempts},
+        {&reply_meta_type, "elapsed_ms", &meta_elapsed}, {&reply_meta_type, "retryable", &meta_retryable},
+        {&reply_meta_type, "trace", &meta_trace}, {&reply_meta_type, "timing", &meta_timing},
+        {&reply_meta_type, "repeated", &meta_repeated},
+    };
+    if (count != known + 1) {
+        PyErr_SetString(PyExc_TypeError, "know takes ten arguments");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < known; i++) {
+        if (!PyType_Check(args[i])) {
+            PyErr_SetString(PyExc_TypeError, "know takes types, and ENDED_OK last");
+            return NULL;
+        }
+        Py_XSETREF(*types[i], (PyTypeObject *)Py_NewRef(args[i]));
+    }
+    Py_XSETREF(ended_ok, Py_NewRef(args[known]));
+    if (find_slots(slots, sizeof(slots) / sizeof(*slots)) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *type)
+{
+    static PyTypeObject *given;
+    static const Slot slots[] = {
+        {&given, "_state", &outbox_state}, {&given, "enqueued", &outbox_enqueued}, {&given, "flushed", &outbox_flushed},
+        {&given, "_hard_bytes", &outbox_hard}, {&given, "_congested", &outbox_congested},
+        {&given, "_pieces", &outbox_pieces}, {&given, "dirty", &outbox_dirty}, {&given, "_counted", &outbox_counted},
+        {&given, "_limits", &outbox_limits},
+    };
+    if (!PyType_Check(type)) {
+        PyErr_SetString(PyExc_TypeError, "know_outbox takes a type");
+        return NULL;
+    }
+    given = (PyTypeObject *)type;
+    if (find_slots(slots, sizeof(slots) / sizeof(*slots)) < 0)
+        return NULL;
+    Py_XSETREF(outbox_type, (PyTypeObject *)Py_NewRef(type));
+    Py_RETURN_NONE;
+}
+
+static PyObject *know_socket(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    static PyTypeObject *given, *limits;
+    static const Slot slots[] = {
+        {&given, "blocked", &socket_blocked}, {&given, "_fd", &socket_fd}, {&given, "_transport", &socket_transport},
+        {&given, "turn_bytes", &socket_turn}, {&limits, "outbox_hard_bytes", &limits_hard},
+    };
+    if (count != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1]) || outbox_type == NULL
+        || !PyType_IsSubtype((PyTypeObject *)args[0], outbox_type)) {
+        PyErr_SetString(PyExc_TypeError, "know_socket(SocketLink, LinkLimits), after know_outbox");
+        return NULL;
+    }
+    given = (PyTypeObject *)args[0];
+    limits = (PyTypeObject *)args[1];
+    if (find_slots(slots, sizeof(slots) / sizeof(*slots)) < 0)
+        return NULL;
+    Py_XSETREF(socket_type, (PyTypeObject *)Py_NewRef(args[0]));
+    Py_XSETREF(limits_type, (PyTypeObject *)Py_NewRef(args[1]));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"know_socket", (PyCFunction)(void (*)(void))know_socket, METH_FASTCALL,
+     "know_socket(SocketLink, LinkLimits)\n--\n\nThe types of the links that `flush` writes; once, before the first."},
+    {"flush", (PyCFunction)flush, METH_O,
+     "flush(link)\n--\n\nFlush a link; the bytes written, 0 where the link's own method has done it, and counted."},
+    {"know", (PyCFunction)(void (*)(void))know, METH_FASTCALL,
+     "know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)\n--\n\nThe types of the core; "
+     "once, before all else."},
+    {"know_outbox", (PyCFunction)know_outbox, METH_O,
+     "know_outbox(Link)\n--\n\nThe type of the links that a Writer writes to; once, before the first."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "broker.wire._native",
+    .m_doc = "The hot path of the wire in C.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    if (PyType_Ready(&ReaderType) < 0 || PyType_Ready(&WriterType) < 0)
+        return NULL;
+    PyObject *made = PyModule_Create(&module);
+    if (made == NULL)
+        return NULL;
+    if (PyModule_AddObjectRef(made, "Reader", (PyObject *)&ReaderType) < 0
+        || PyModule_AddObjectRef(made, "Writer", (PyObject *)&WriterType) < 0) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
+}

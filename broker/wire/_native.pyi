@@ -1,0 +1,41 @@
+"""The hot path of the wire in C; see `native`."""
+
+from collections.abc import Callable
+from typing import Any
+
+class Reader:
+    """Reads the plain frames of one link."""
+
+    decoded_bytes: int
+    """payloads of the messages that became events"""
+
+    def __init__(self, masked: bool, message_max_bytes: int, events_max: int) -> None: ...
+    def decode_for(
+        self, session: object, prefix: bytes, routes: dict[str, tuple[str, str]], defaults: object
+    ) -> None: ...
+    def read(self, data: bytes | bytearray | memoryview, position: int, stop: int, events: list[Any]) -> int: ...
+    def begins(self, data: bytes | bytearray | memoryview, position: int, stop: int, bytes: int) -> bool: ...
+
+class Writer:
+    """Writes the plain messages of one link."""
+
+    def __init__(
+        self, prefix: bytes, endpoint: str, outbox: object, mark: Callable[[Any], None], soft_bytes: int, meta: bool
+    ) -> None: ...
+    def write(self, message: object, n: int = 0) -> bool: ...
+
+def know(
+    asked: type,
+    answered: type,
+    body: type,
+    call: type,
+    end: type,
+    attempt: type,
+    request: type,
+    options: type,
+    reply_meta: type,
+    ended_ok: object,
+) -> None: ...
+def know_outbox(link: type) -> None: ...
+def know_socket(socket_link: type, limits: type) -> None: ...
+def flush(link: object) -> int: ...

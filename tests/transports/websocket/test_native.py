@@ -1,0 +1,208 @@
+"""Conversations with a broker that reads and writes in C, and with one that does not: the same word for word."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from broker.links.compiled import core
+from tests.transports.websocket.harness import Peer, World, head, run, serving, until
+
+pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
+
+Conversation = Callable[[World], Awaitable[list[Any]]]
+
+
+def told_alike(conversation: Conversation) -> list[Any]:
+    """Hold it both ways, compare, and return what was said; the broker's name and times stand for themselves."""
+    said = []
+    for compiled in (True, False):
+
+        async def main(compiled: bool = compiled) -> None:
+            async with serving() as world:
+                world.broker.links.native = compiled
+                found = json.dumps(await conversation(world), sort_keys=True, default=bytes.hex)
+                found = found.replace(world.broker.router.node, "NODE")
+                said.append(re.sub(r'"(elapsed_ms|timeout)": [\d.]+', r'"\1": 1', found))
+                counters = world.counters
+                books = {name: getattr(counters, name) for name in counters.__slots__ if not name.startswith("latency")}
+                said[-1] += json.dumps(books, sort_keys=True)
+
+        run(main)
+    assert said[0] == said[1]
+    first: list[Any] = json.JSONDecoder().raw_decode(said[0])[0]
+    return first
+
+
+def call(number: int, method: str = "m", **members: object) -> dict[str, object]:
+    return {"jsonrpc": "2.0", "id": number, "method": method, "params": {"n": number}} | members
+
+
+async def in_one_go(peer: Peer, *messages: object) -> None:
+    """All of them in one write."""
+
+    class Gathering:
+        data = b""
+
+        def write(self, data: bytes) -> None:
+            self.data += data
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(transport, name)
+
+    transport, gathering = peer.socket.transport, Gathering()
+    peer.socket.transport = gathering  # type: ignore[assignment]
+    try:
+        for message in messages:
+            await peer.send(message)
+    finally:
+        peer.socket.transport = transport
+    transport.write(gathering.data)
+
+
+@pytest.mark.parametrize("query", ["", "&meta=1", "&binary=1&meta=1", "&grace=30", "&grace=30&meta=1"])
+@pytest.mark.parametrize("asks", ["listen=0", "listen=0&grace=30", "listen=0&stream=in", "listen=0&lsp=1"])
+def test_calls_and_replies(query: str, asks: str) -> None:
+    async def conversation(world: World) -> list[Any]:
+        worker, caller = await world.worker("lab", query), await world.caller("lab", asks)
+        said: list[Any] = []
+        metas: list[dict[str, object]] = [
+            {}, {"meta": {"timeout": 20}}, {"meta": {"timeout": 20, "trace": "t"}}, {"meta": {"idempotent": True}},
+            {"meta": {"timeout": 0}}, {"meta": {"progress": True}}, {"params": {"$base64": "QUJD"}},
+            {"params": ["é", "\U0001f600", "\x7f", None, 1e-3, -0.5]}, {"params": "\ud800"}, {"id": "text"},
+            {"id": 10**19}, {"id": 1.5}, {"meta": {"timeout": 1e9}},
+        ]  # fmt: skip
+        for _ in range(2):  # the second time the methods are known
+            for number, members in enumerate(metas):
+                await caller.send(call(number, **members))
+                message = await caller_or_worker(caller, worker)
+                said.append(message)
+                if head(message).get("method") == "m":
+                    await worker.answer(message, result=head(message).get("params"))
+                    said.append(await caller.find(lambda message: "method" not in head(message)))
+        return said
+
+    said = told_alike(conversation)
+    assert sum("result" in head(message) for message in said) >= 16
+
+
+async def caller_or_worker(caller: Peer, worker: Peer) -> Any:
+    """What comes of a request: the call at the worker, or the refusal at the caller, which a ping behind it shows."""
+    await caller.send({"jsonrpc": "2.0", "id": "sync", "method": "broker.ping"})
+    before = await caller.find(lambda message: "method" not in head(message))
+    if head(before).get("id") != "sync":
+        await caller.find(lambda message: head(message).get("id") == "sync")
+        return before
+    return await worker.taken()
+
+
+def test_requests_replies_and_abuse_in_one_chunk() -> None:
+    async def conversation(world: World) -> list[Any]:
+        worker, caller = await world.worker(), await world.caller()
+        await caller.ask("m")
+        await worker.answer(await worker.taken(), result=0)
+        said = [await caller.read()]
+        await in_one_go(
+            caller, call(2), call(3), "no JSON", call(4), call(4), [call(5), call(6)], call(7, "unknown method"),
+            {"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": 3}}, call(8),
+        )  # fmt: skip
+        for _ in range(7):
+            said.append(await worker.read())
+        for message in said[1:]:
+            if message["method"] == "m" and message["params"]["n"] != 3:
+                await worker.answer(message, result=message["params"])
+        for _ in range(8):
+            said.append(await caller.read())
+        return said
+
+    said = told_alike(conversation)
+    assert sum("error" in message for message in said if isinstance(message, dict)) == 4
+
+
+def test_strikes_within_a_chunk_end_the_link_and_what_is_behind_them_is_not_heard() -> None:
+    async def conversation(world: World) -> list[Any]:
+        worker, caller = await world.worker(), await world.caller()
+        await caller.ask("m")
+        await worker.answer(await worker.taken(), result=0)
+        await caller.read()
+        await in_one_go(caller, call(2), *["no JSON"] * 40, call(3))
+        await until(lambda: world.counters.detached == 1, "the caller is gone")
+        said = [await worker.read(), await worker.read()]
+        assert said[1]["method"] == "$/cancelRequest"
+        await worker.sync()
+        assert worker.inbox == []
+        return [*said, world.counters.accepted, world.counters.strikes]
+
+    told_alike(conversation)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_a_session_with_grace_says_is_counted_message_by_message(compiled: bool) -> None:
+    async def main() -> None:
+        async with serving() as world:
+            world.broker.links.native = compiled
+            worker = await world.worker("lab", "&grace=30")
+            caller = await world.peer("/ws/lab?listen=0&grace=30")
+            await caller.read()  # broker.session
+            await in_one_go(caller, *(call(number) for number in range(100)))
+            for _ in range(100):
+                message = await worker.find(lambda message: message.get("method") == "m")
+                await worker.send({"jsonrpc": "2.0", "id": message["id"], "result": "x" * 50_000})
+            numbers = []
+            for _ in range(100):
+                reply = await caller.find(lambda message: "result" in message)
+                numbers.append(reply["meta"]["n"])
+            assert numbers == list(range(1, 101))
+            kept = [session.kept for session in world.broker.router.sessions.by_id.values() if session.kept]
+            assert sorted(one.received for one in kept) == [100, 100]
+            acks = [message["params"]["n"] for message in caller.inbox if message.get("method") == "$/ack"]
+            assert acks == sorted(acks) and 32 <= acks[-1] <= 100
+            for _ in range(3):  # after 32 messages or 1 MiB
+                await worker.told("$/ack")
+
+    run(main)
+
+
+def test_a_request_is_the_same_whichever_way_it_was_read() -> None:
+    """Said again by a session that outlives its links, first by the rules, as its method was not known, then in C."""
+
+    async def main() -> None:
+        async with serving() as world:
+            worker = await world.worker("lab", "&capacity=1")
+            caller = await world.peer("/ws/lab?listen=0&grace=30")
+            await caller.read()
+            await caller.send(call(1))
+            await worker.taken()
+            await caller.send(call(1))
+            await caller.send(call(1, params={"n": 2}))
+            reply = await caller.find(lambda message: "error" in message)
+            assert reply["error"]["data"]["outcome"] == "duplicate_id"
+            assert world.broker.router.pending.count == world.counters.attempts == 1
+            assert caller.inbox == []
+
+    run(main)
+
+
+def test_what_is_common_goes_through_c() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            worker, caller = (
+                await world.worker("lab", "&meta=1"),
+                await world.caller("lab", "listen=0&grace=30&stream=in"),
+            )
+            for _ in range(2):
+                await caller.ask("m", meta={"timeout": 5})
+                await worker.answer(await worker.taken(), result=1)
+                await caller.read()
+            readers = [link.reader for link in world.broker.links.links]
+            assert all(reader is not None for reader in readers)
+            seen = sorted(reader.decoded_bytes for reader in readers if reader is not None)
+            assert seen[-1] > 0, "the worker's replies"
+            (session,) = [one for one in world.broker.router.sessions.by_id.values() if one.kept]
+            assert session.kept is not None and session.kept.received == 2
+
+    run(main)
