@@ -30,7 +30,8 @@ from typing import Any
 
 import jupyter_client
 
-from benchmarks.sdk import TOKEN, _url, cpu_s
+from benchmarks.processes import cpu_s, daemon, end
+from benchmarks.sdk import TOKEN
 from broker import AsyncClient, Client
 
 ENDPOINT = "kernels.bench"
@@ -156,8 +157,7 @@ def measure(url: str, environment: dict[str, str], folder: Path, arguments: argp
         return told | asyncio.run(printing(url, arguments.mb, pids))
     finally:
         for process in started:
-            process.terminate()
-            process.wait()
+            end(process)
         manager.shutdown_kernel(now=True)
 
 
@@ -170,20 +170,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o700)
-        own = {"XDG_RUNTIME_DIR": name, "IPYTHONDIR": f"{name}/ipython", "JUPYTER_RUNTIME_DIR": name}
-        environment = {**os.environ, **own, "BROKER_AUTH__ADMIN_TOKEN": TOKEN}
+        own = {"IPYTHONDIR": f"{name}/ipython", "JUPYTER_RUNTIME_DIR": name}
         os.environ.update(own)
-        with (folder / "log").open("w") as stream:
-            daemon = subprocess.Popen(
-                [sys.executable, "-m", "broker", "serve", "--port", "0"], env=environment, stderr=stream
-            )
-        try:
-            url = _url(folder / "log")
-            environment |= {"BROKER_URL": url, "BROKER_TOKEN": TOKEN}
-            told = measure(url, environment, folder, arguments, daemon.pid)
-        finally:
-            daemon.terminate()
-            daemon.wait()
+        with daemon({"BROKER_AUTH__ADMIN_TOKEN": TOKEN}) as broker:
+            environment = broker.environment | {"BROKER_URL": broker.url, "BROKER_TOKEN": TOKEN}
+            told = measure(broker.url, environment, folder, arguments, broker.pid)
     told = {name: round(value, 3) for name, value in told.items()}
     if arguments.json:
         print(json.dumps(told))

@@ -175,11 +175,11 @@ def _read(file: str) -> bytes:
         raise Failure(Exit.USAGE, f"--attach {file}: {error.strerror}") from None
 
 
-async def suggest(client: AsyncClient, error: BrokerError) -> None:
-    """Say which names there are that look like the one that does not exist."""
+async def suggest(client: AsyncClient, error: BrokerError, endpoint: str | None = None) -> None:
+    """Say which names there are that look like the one that does not exist; `endpoint` if the broker was asked for it."""
     try:
         if isinstance(error, NoEndpoint):
-            wanted = error.endpoint
+            wanted = endpoint or error.endpoint
             names = [one["endpoint"] for one in await client.endpoints() if one["workers"]]
         else:
             wanted = error.method

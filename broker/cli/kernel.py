@@ -62,7 +62,7 @@ def connect(
                 finally:
                     path.unlink(missing_ok=True)
         except NoEndpoint as error:
-            await suggest(client, error)
+            await suggest(client, error, endpoint)
             raise
         except NoKernel as error:
             raise Failure(Exit.USAGE, str(error)) from None
