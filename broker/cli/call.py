@@ -176,7 +176,7 @@ def _read(file: str) -> bytes:
 
 
 async def suggest(client: AsyncClient, error: BrokerError, endpoint: str | None = None) -> None:
-    """Say which names there are that look like the one that does not exist; `endpoint` if the broker was asked for it."""
+    """Say which names look like the one that does not exist; `endpoint` where the broker was asked about it."""
     try:
         if isinstance(error, NoEndpoint):
             wanted = endpoint or error.endpoint
