@@ -188,6 +188,6 @@ def test_who_is_not_the_kernel_is_not_heard() -> None:
                 await until(say, "connected")
                 await until(lambda: shell.refused == 1, "refused")
                 shell._socket.disconnect(f"tcp://127.0.0.1:{port}")
-            assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] in ("idle", "busy")
+            assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] in ("starting", "idle", "busy")
 
     run(main)
