@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
     from broker.wire.multipart import Frame
 
-UNKNOWN_KEY = b'{"error":"unknown key: whoever runs it has to allow this CURVE key, with broker curve allow"}'
+UNKNOWN_KEY = b'{"error":"unknown key"}'
 OTHER_KEY = (
     "it ended the connection without a word, as for messages that are signed with another key than its own; "
     "is the key that of the connection file it wrote when it started?"

@@ -205,8 +205,8 @@ class Hub:
             peer.link.take(body)
 
     def _refuse_unread(self, cause: str, descriptor: int) -> None:
-        """Count it. Who has said nothing valid yet is put out and not told why: with another key than ours, he learns of
-        it at once, and of the key nothing that silence would not tell.
+        """Count it. Who has said nothing valid yet is put out and not told why: with another key than ours, he learns
+        of it at once, and of the key nothing that silence would not tell.
         """
         self._counters.refused[cause] += 1
         if cause != "duplicate_signature" and self.connections.is_silent(descriptor):

@@ -305,7 +305,7 @@ def test_an_error_at_one_first_message_costs_no_other(monkeypatch: pytest.Monkey
 
 
 def _failing_once(real: Any) -> Any:
-    failed = []
+    failed: list[int] = []
 
     def fail(*arguments: Any) -> Any:
         if not failed:
@@ -350,9 +350,9 @@ def test_another_key_is_told_at_once_and_what_to_do() -> None:
         async with running() as home:
             place = home.url.rpartition("/")[0]
             async with asyncio.timeout(5):  # half of the time a client waits for an answer
-                with pytest.raises(errors.CannotConnect, match="signed with another key.*connection file"):
+                with pytest.raises(errors.CannotConnect, match=r"signed with another key.*connection file"):
                     await AsyncClient(f"{place}/another-key", reconnect=False).connect()
-                with pytest.raises(errors.CannotConnect, match="not signed; give its key, tcp://ip:port/key"):
+                with pytest.raises(errors.CannotConnect, match=r"not signed; give its key, tcp://ip:port/key"):
                     await AsyncClient(place, reconnect=False).connect()
             assert home.refused() == {"invalid_signature": 1, "unsigned": 1}
             await is_well(home)
