@@ -32,8 +32,11 @@ LOOK_MAX = 200
 UNREAD_MAX_BYTES = 8 << 20
 """what the kernel may hold of a connection beside a message: the largest receive buffer has 6 MiB (tcp(7), tcp_rmem)"""
 _TCP_INFO = getattr(sockets, "TCP_INFO", None) if sys.platform == "linux" else None
-_RECEIVED_AT = 128
-"""where `tcpi_bytes_received` stands in the kernel's `struct tcp_info` (linux/tcp.h, since 4.1): 8 bytes"""
+_ACKED_AT, _RECEIVED_AT, _WAITING_AT, _INFO_SIZE = 120, 128, 144, 148
+"""where `tcpi_bytes_acked` and `tcpi_bytes_received` (8 bytes each, since Linux 4.1) and `tcpi_notsent_bytes` (4 bytes,
+since 4.6) stand in the kernel's `struct tcp_info` (linux/tcp.h)"""
+STUCK_S = 1.0
+"""after how long somebody who takes nothing is put out where others wait for him"""
 
 
 def endpoint_of(socket: zmq.Socket[bytes]) -> str:
@@ -49,7 +52,7 @@ class Connections:
     """
 
     __slots__ = (
-        "_counters", "_loop", "_marks", "_read", "_silent", "_silent_max", "_silent_s", "_socket", "_timer",
+        "_counters", "_loop", "_marks", "_read", "_silent", "_silent_max", "_silent_s", "_socket", "_stuck", "_timer",
         "_unfinished_max", "heard",
     )  # fmt: skip
 
@@ -62,6 +65,7 @@ class Connections:
         self._silent_s, self._silent_max = silent_s, silent_max
         self._marks: OrderedDict[int, int] = OrderedDict()  # bytes received when it was last heard, as far as is known
         self._silent: dict[int, float] = {}  # since when, oldest first
+        self._stuck: dict[int, tuple[int, float]] = {}  # bytes it had taken, and since when no more
         self._timer: asyncio.TimerHandle | None = None
         self.heard: set[int] = set()
         """of whom a message has come since the last look; whoever reads them adds to it"""
@@ -84,6 +88,7 @@ class Connections:
         """It is no more."""
         self._marks.pop(descriptor, None)
         self._silent.pop(descriptor, None)
+        self._stuck.pop(descriptor, None)
         self.heard.discard(descriptor)
 
     def fell_silent(self, descriptor: int) -> None:
@@ -112,6 +117,24 @@ class Connections:
                 # Were the descriptor somebody else's by now, its address would not be this socket's.
                 if self._is_ours(connection):
                     connection.shutdown(sockets.SHUT_RDWR)
+
+    def evict_stuck(self) -> None:
+        """End those for whom something waits in the kernel and who have taken nothing for `STUCK_S`.
+
+        Call it again and again while something waits: what a first call sees is what later ones compare with.
+        """
+        now = self._loop.time()
+        for descriptor in list(self._marks):
+            told = _tcp_info(descriptor)
+            waiting = int.from_bytes(told[_WAITING_AT:_INFO_SIZE], sys.byteorder)
+            acked = int.from_bytes(told[_ACKED_AT : _ACKED_AT + 8], sys.byteorder)
+            before, since = self._stuck.get(descriptor, (-1, now))
+            if not waiting:
+                self._stuck.pop(descriptor, None)
+            elif acked != before:
+                self._stuck[descriptor] = acked, now
+            elif now - since >= STUCK_S:
+                self.evict(descriptor)
 
     def close(self) -> None:
         """Look no more."""
@@ -143,9 +166,8 @@ class Connections:
             if now - self._silent[descriptor] < self._silent_s:
                 break
             self.evict(descriptor)
-        if _TCP_INFO is not None:
-            for descriptor in [*islice(reversed(self._silent), LOOK_MAX), *islice(self._marks, LOOK_MAX)]:
-                self._measure(descriptor)
+        for descriptor in [*islice(reversed(self._silent), LOOK_MAX), *islice(self._marks, LOOK_MAX)]:
+            self._measure(descriptor)
 
     def _measure(self, descriptor: int) -> None:
         self._marks.move_to_end(descriptor)
@@ -160,12 +182,17 @@ class Connections:
 
 def _received(descriptor: int) -> int:
     """Bytes that came over a TCP connection until now; 0 where that cannot be known."""
+    return int.from_bytes(_tcp_info(descriptor)[_RECEIVED_AT : _RECEIVED_AT + 8], sys.byteorder)
+
+
+def _tcp_info(descriptor: int) -> bytes:
+    """What the kernel knows of a TCP connection; nothing where there is none, or another system."""
+    if _TCP_INFO is None:
+        return b""
     connection = sockets.socket(sockets.AF_INET, sockets.SOCK_STREAM, 0, fileno=descriptor)
     try:
-        assert _TCP_INFO is not None
-        told = connection.getsockopt(sockets.IPPROTO_TCP, _TCP_INFO, _RECEIVED_AT + 8)
+        return connection.getsockopt(sockets.IPPROTO_TCP, _TCP_INFO, _INFO_SIZE)
     except OSError:
-        return 0
+        return b""
     finally:
         connection.detach()
-    return int.from_bytes(told[_RECEIVED_AT:], sys.byteorder)

@@ -37,6 +37,8 @@ TOPICS_MAX = 200
 """topics of one connection: all of them share the names that one session may have"""
 REFUSED_MAX = 100
 """subscriptions of one connection that are refused until it is ended: libzmq remembers those too"""
+CROWDED_LOOK_S = 0.25
+"""how often is looked who is stuck, while too much waits for subscribers"""
 REVIEW_S = 1.0
 """how often is looked whether who listens still may, as for sessions"""
 KEY_SIZE = 32
@@ -82,6 +84,7 @@ class Publisher:
             engine.loop, socket, counters, self._reader.drain, message_max_bytes=SUBSCRIPTION_MAX_BYTES
         )  # fmt: skip
         self._monitor = Monitor(engine.loop, socket, self._happened, int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+        self._crowded: asyncio.TimerHandle | None = None
         self._review: asyncio.TimerHandle | None = None
         if may_listen is not None:
             self._review = engine.loop.call_later(REVIEW_S, self._look_who_may)
@@ -94,9 +97,10 @@ class Publisher:
     def stop(self) -> None:
         """Publish no more; the session ends."""
         self.close(1000, "")
-        if self._review is not None:
-            self._review.cancel()
-            self._review = None
+        for timer in (self._review, self._crowded):
+            if timer is not None:
+                timer.cancel()
+        self._review = self._crowded = None
         self.connections.close()
         self._monitor.close()
         self._reader.close()
@@ -226,9 +230,10 @@ class Publisher:
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Publish it once, however many listen. False if too much waits here already."""
         assert isinstance(message, Broadcast)
-        self._held = [(tracker, size) for tracker, size in self._held if not tracker.done]  # type: ignore[attr-defined]
-        if sum(size for _, size in self._held) > self._limits.outbox_soft_bytes:
+        if self._is_crowded():
             self._counters.published_dropped += 1
+            if self._crowded is None:
+                self._crowded = self._engine.loop.call_later(CROWDED_LOOK_S, self._look_who_is_stuck)
             return False
         body = message.body
         text = self._texts.encode(Broadcast(message.endpoint, message.topic, message.seq, Body(body.raw)))
@@ -237,6 +242,17 @@ class Publisher:
         self._counters.published += 1
         self._reader.look()
         return True
+
+    def _is_crowded(self) -> bool:
+        self._held = [(tracker, size) for tracker, size in self._held if not tracker.done]  # type: ignore[attr-defined]
+        return sum(size for _, size in self._held) > self._limits.outbox_soft_bytes
+
+    def _look_who_is_stuck(self) -> None:
+        """What libzmq holds, it holds for the slowest: who takes nothing at all must not keep the others waiting."""
+        self._crowded = None
+        if self._is_crowded():
+            self.connections.evict_stuck()
+            self._crowded = self._engine.loop.call_later(CROWDED_LOOK_S, self._look_who_is_stuck)
 
     def close(self, code: int, reason: str) -> None:
         """The session ends."""

@@ -358,3 +358,32 @@ def test_another_key_is_told_at_once_and_what_to_do() -> None:
             await is_well(home)
 
     run(main)
+
+
+@needs_linux
+def test_row_21_a_plain_subscriber_that_never_reads_starves_no_other() -> None:
+    """What waits for one in libzmq cannot be told from what waits for another, so that all wait for the slowest."""
+
+    async def main() -> None:
+        async with running(zeromq=LISTENER) as home, Raw(home.info) as raw, AsyncClient(home.url) as speaker:
+            answer = await raw.ask("topic_key_request", {"endpoint": "data", "topic": "news"})
+            topic = answer["result"]["topic"].encode()
+            stuck = await speak(home.info.url("iopub"), b"SUB")
+            stuck.writer.write(frame(b"\1" + topic))
+            transport: Any = stuck.writer.transport
+            transport.pause_reading()
+            async with subscriber(home.info, topic) as listener:
+                await until(lambda: len(home.door._publisher._subscribers) == 2, "both listen")  # type: ignore[union-attr]
+                heard = after = 0
+                async with asyncio.timeout(20):
+                    while after < 5:
+                        await speaker.publish("data", b"x" * 300_000, topic="news")
+                        while await listener.poll(20):
+                            await listener.recv_multipart()
+                            heard += 1
+                            after += home.door.counters.evicted
+                assert heard > after
+                assert home.door.counters.published_dropped
+            stuck.close()
+
+    run(main)
