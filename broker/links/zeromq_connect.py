@@ -30,6 +30,8 @@ NO_KEY = (
     "it ended the connection without a word, as for messages that are not signed; give its key, tcp://ip:port/key, or "
     "the name of its connection file"
 )
+UNABLE = 500
+"""of the broker's answers to the question who may connect (ZAP): not now"""
 RETRY_S = 0.02
 LINGER_MS = 100
 WATCHED = (
@@ -184,7 +186,9 @@ class _Dealer:
             if not self.shaken.done():
                 self.shaken.set_result(None)
             return
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == UNABLE:
+            self._fail(HandshakeError("it has as many connections as it takes, or cannot find out who we are", 0))
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._fail(HandshakeError("unknown key", 401, UNKNOWN_KEY))
         elif event not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
             self._fail(HandshakeError("no ZeroMQ handshake with it; is it another port, or CURVE on one side only?", 0))

@@ -77,6 +77,15 @@ class Entrance(Protocol):
         ...
 
 
+def _remote_of(frame: zmq.Frame) -> str:
+    """From where it came: an address, over ipc `localhost:UID:GID`.
+
+    libzmq puts the process behind that: guesses are counted by this, and who guesses can start another process.
+    """
+    address = str(frame.get("Peer-Address"))
+    return address.rpartition(":")[0] if address.startswith("localhost:") else address
+
+
 class Opening(msgspec.Struct):
     """The first message of a peer: who it is as far as the socket knows, and what it says."""
 
@@ -193,7 +202,7 @@ class Hub:
             self._refuse_unread(error.cause, descriptor)
             return
         if not known:
-            peer = self._arrived(route, descriptor, user, peer, body, str(first.get("Peer-Address")))
+            peer = self._arrived(route, descriptor, user, peer, body, _remote_of(first))
         if peer is None:
             return
         if at > 1:

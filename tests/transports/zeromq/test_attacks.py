@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
+from broker.auth.connection_files import write_connection_file
 from broker.auth.tokens import TokenStore
 from broker.client.async_client import AsyncClient
+from broker.links.zeromq_connect import Place
 from broker.peer import errors
 from broker.transports.zeromq import hub, publishing
 from broker.transports.zeromq.connections import UNREAD_MAX_BYTES
+from broker.wire.connection_file import ConnectionInfo
 from broker.wire.multipart import Multipart, MultipartError
 from tests.transports.zeromq.harness import Home, Raw, run, running, until
 from tests.transports.zeromq.test_subscribers import subscriber
@@ -385,5 +389,75 @@ def test_row_21_a_plain_subscriber_that_never_reads_starves_no_other() -> None:
                 assert heard > after
                 assert home.door.counters.published_dropped
             stuck.close()
+
+    run(main)
+
+
+# ------------------------------------------------------------ who decides
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_a_full_door_is_no_refusal_and_tried_again(curve: bool, tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    section: dict[str, Any] = {"peers_max": 1}
+    pair = zmq.curve_keypair()
+    if curve:
+        section |= {"curve": True, "curve_key_file": str(tmp_path / "curve.key")}
+        store.create("anna", ("caller",), ("data",), curve_key=pair[0])
+
+    async def main() -> None:
+        async with running(store, zeromq=section) as home:
+            server_key = (home.info.curve_publickey or "").encode()
+            keys = (server_key, *pair) if curve else None
+            place = Place(home.info.url("shell"), home.info.key.encode(), home.info.signature_scheme, *(keys or ()))
+            write_connection_file(tmp_path / "mine.json", own_file(home, place))
+            raw = Raw(home.info, curve=keys)
+            assert (await raw.ask("attach_request"))["status"] == "ok"
+            with pytest.raises(errors.CannotConnect, match="as many connections as it takes"):
+                await AsyncClient(str(tmp_path / "mine.json"), reconnect=False).connect()
+            assert home.door.counters.handshakes["full"] > 0
+            raw.close()
+            await until(lambda: home.door.connections == 0, "there is room")
+            async with AsyncClient(str(tmp_path / "mine.json")) as client:
+                await client.call("broker.ping")
+
+    run(main)
+
+
+def own_file(home: Home, place: Place) -> ConnectionInfo:
+    if not place.public_key:
+        return home.info
+    return msgspec.structs.replace(
+        home.info, curve_serverkey=place.server_key.decode(), curve_publickey=place.public_key.decode(),
+        curve_secretkey=place.secret_key.decode(),
+    )  # fmt: skip
+
+
+def test_who_cannot_be_judged_is_answered_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ waits for an answer, and every later connection behind it."""
+    store = TokenStore(tmp_path / "tokens.json")
+    section: dict[str, Any] = {"curve": True, "curve_key_file": str(tmp_path / "curve.key")}
+    pair = zmq.curve_keypair()
+    store.create("anna", ("caller",), ("data",), curve_key=pair[0])
+
+    async def main() -> None:
+        async with running(store, zeromq=section) as home:
+            place = Place(
+                home.info.url("shell"), home.info.key.encode(), home.info.signature_scheme,
+                (home.info.curve_publickey or "").encode(), *pair,
+            )  # fmt: skip
+            write_connection_file(tmp_path / "mine.json", own_file(home, place))
+
+            def fail(_: bytes) -> None:
+                raise OSError("the file of the keys cannot be read")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(home.door, "_holder", fail)
+                with pytest.raises(errors.CannotConnect, match="as many connections as it takes"):
+                    async with asyncio.timeout(5):
+                        await AsyncClient(str(tmp_path / "mine.json"), reconnect=False).connect()
+            assert home.door.counters.handshakes["failed"] == 1
+            async with AsyncClient(str(tmp_path / "mine.json")) as client:
+                await client.call("broker.ping")
 
     run(main)

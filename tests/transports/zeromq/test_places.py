@@ -68,6 +68,9 @@ def test_the_door_is_the_same_over_ipc_and_ipv6_and_on_each_loop(kind: str, loop
             await worker.start()
             async with AsyncClient(where) as client, AsyncClient(where, ADMIN) as other, Raw(home.info) as raw:
                 assert await client.call("data/echo", {"value": bytes(2_000_000)}) == bytes(2_000_000)
+                if kind == "ipc":
+                    remotes = {peer.link.remote for peer in home.door.shell.peers.values()}
+                    assert remotes == {f"localhost:{os.getuid()}:{os.getgid()}"}
                 assert await asyncio.gather(*(other.call("data/echo", [at]) for at in range(300))) == [*range(300)]
                 topic = (await raw.ask("topic_key_request", {"endpoint": "data", "topic": "news"}))["result"]["topic"]
                 async with subscriber(home.info, topic.encode()) as listener:
