@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ADDRESS = "inproc://zeromq.zap.01"
 UNABLE = b"500"
-"""not now; 400 says that the key is refused. ZAP's 300 is meant for it, but with that libzmq tells the other end nothing,
+"""not now; 400 says that the key is refused. ZAP's 300 is meant for it, but then libzmq tells the other end nothing,
 and leaves the connection until its handshake is overdue"""
 
 
