@@ -28,7 +28,7 @@ LOOK_S = 0.25
 SOON_S = 0.05
 """between two looks while somebody has said nothing yet: 50 MB over loopback"""
 LOOK_MAX = 200
-"""connections the kernel is asked about at each look, in turn, 2 µs each; and as many of those who said nothing yet"""
+"""connections the kernel is asked about at each look, in turn, 5 µs each; and as many of those who said nothing yet"""
 UNREAD_MAX_BYTES = 8 << 20
 """what the kernel may hold of a connection beside a message: the largest receive buffer has 6 MiB (tcp(7), tcp_rmem)"""
 _TCP_INFO = getattr(sockets, "TCP_INFO", None) if sys.platform == "linux" else None
