@@ -21,7 +21,8 @@ def curve() -> None:
 @click.argument("broker_file", type=click.Path(path_type=Path))
 @click.argument("own_file", type=click.Path(path_type=Path))
 @click.option("--ip", metavar="ADDRESS", help="Where the broker is reached from here.  [default: as BROKER_FILE says]")
-def keys(broker_file: Path, own_file: Path, ip: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: file, public_key, url.")
+def keys(broker_file: Path, own_file: Path, ip: str | None, *, as_json: bool) -> None:
     """Make a pair of keys, and of the broker's connection file one of one's own, OWN_FILE, with them.
 
     The public key is printed, in hexadecimal; whoever runs the broker has to allow it. The secret one stands in
@@ -47,8 +48,12 @@ def keys(broker_file: Path, own_file: Path, ip: str | None) -> None:
         write_connection_file(own_file, own)
     except (ConnectionFileError, OSError) as error:
         raise Failure(Exit.USAGE, str(error)) from None
+    name = zmq.utils.z85.decode(public).hex()  # Z85 has characters that shells and options take for theirs
+    if as_json:
+        click.echo(msgspec.json.encode({"file": str(own_file), "public_key": name, "url": own.url("shell")}))
+        return
     click.echo(f"wrote {own_file}; on the broker's machine: broker curve allow NAME KEY, with this key", err=True)
-    click.echo(zmq.utils.z85.decode(public).hex())  # Z85 has characters that shells and options take for theirs
+    click.echo(name)
 
 
 @curve.command(context_settings={"ignore_unknown_options": True})  # a key in Z85 may begin with a hyphen
@@ -57,6 +62,7 @@ def keys(broker_file: Path, own_file: Path, ip: str | None) -> None:
 @click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=click.Choice(ROLE_NAMES))
 @click.option("--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]")
 @click.option("--expires", callback=seconds, metavar="LENGTH", help="Such as 12h or 30d.  [default: never]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what `list` tells.")
 @file_options
 def allow(
     *,
@@ -65,6 +71,7 @@ def allow(
     roles: tuple[str, ...],
     endpoints: tuple[str, ...],
     expires: float | None,
+    as_json: bool,
     tokens_file: Path | None,
     config_file: str | None,
 ) -> None:
@@ -77,6 +84,11 @@ def allow(
         record, _ = store.create(name, roles, endpoints, expires, curve_key=_in_z85(public_key))
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(row_of(record, time.time())))
+        return
     until = "never expires" if record.expires is None else f"expires {moment(record.expires)}"
     roles_text, endpoints_text = ", ".join(record.roles), ", ".join(record.endpoints)
     click.echo(f"key {record.id} of {record.name}: {roles_text} at {endpoints_text}; {until}", err=True)

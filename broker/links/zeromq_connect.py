@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
+import zmq.utils.z85
 
 from broker.links.handshake import HandshakeError
 from broker.links.zeromq import FULL, SENT, UNREACHABLE, Seal, ZmqLink
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
     from broker.wire.multipart import Frame
 
-UNKNOWN_KEY = b'{"error":"unknown key: whoever runs it has to allow this CURVE key, with broker curve allow"}'
+UNKNOWN_KEY = b'{"error":"unknown key"}'
+OTHER_KEY = (
+    "it ended the connection without a word, as for messages that are signed with another key than its own; "
+    "is the key that of the connection file it wrote when it started?"
+)
+NO_KEY = (
+    "it ended the connection without a word, as for messages that are not signed; give its key, tcp://ip:port/key, or "
+    "the name of its connection file"
+)
+UNABLE = 500
+"""of the broker's answers to the question who may connect (ZAP): not now"""
 RETRY_S = 0.02
 LINGER_MS = 100
 WATCHED = (
@@ -42,6 +53,14 @@ class Place(msgspec.Struct, frozen=True):
     server_key: bytes = b""
     public_key: bytes = b""
     secret_key: bytes = b""
+
+    @property
+    def name(self) -> str:
+        """Our public key as `broker curve allow` takes it: hexadecimal, since shells take characters of Z85 for theirs.
+
+        Empty without CURVE.
+        """
+        return zmq.utils.z85.decode(self.public_key).hex() if self.public_key else ""
 
     def __str__(self) -> str:
         return self.url
@@ -88,6 +107,7 @@ class _Dealer:
     def __init__(self, links: LoopLinks, place: Place) -> None:
         self._loop = links.loop
         self._seal = Seal(place.key, place.scheme)
+        self._has_key = bool(place.key)
         self.shaken: asyncio.Future[None] = links.loop.create_future()
         self.attached: asyncio.Future[None] = links.loop.create_future()
         self._limits = links.limits
@@ -166,10 +186,14 @@ class _Dealer:
             if not self.shaken.done():
                 self.shaken.set_result(None)
             return
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == UNABLE:
+            self._fail(HandshakeError("it has as many connections as it takes, or cannot find out who we are", 0))
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._fail(HandshakeError("unknown key", 401, UNKNOWN_KEY))
         elif event not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
             self._fail(HandshakeError("no ZeroMQ handshake with it; is it another port, or CURVE on one side only?", 0))
+        elif self.shaken.done() and not self.attached.done():
+            self._fail(HandshakeError(OTHER_KEY if self._has_key else NO_KEY, 0))
         else:
             self._fail(ConnectionRefusedError(111, "Connection refused or lost"))
         self.link.end(BROKEN, "the connection is lost", broken=False)

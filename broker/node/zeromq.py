@@ -120,6 +120,8 @@ def _members(content: bytes) -> dict[str, str]:
         members = {}
         for name, value in raw.items():
             text = bytes(value).decode()
+            if text == "null":  # as if it were not there
+                continue
             members[name] = msgspec.json.decode(value, type=str) if text.startswith('"') else text
         if "resume" in members:
             msgspec.json.decode(members["resume"], type=_Resume)

@@ -530,9 +530,12 @@ class Connection:
         except HandshakeError as error:
             if offer is not None and error.status == 403:  # the session may be another's; this peer may still come
                 self.session.forget()
-            raise _refused(self.url, error, come_back=offer is not None) from None
+            refused = _refused(self.url, error, come_back=offer is not None)
+            if error.status == 401 and not token and not isinstance(place, str) and place.public_key:
+                refused.advice = f"Whoever runs the broker has to allow this key: broker curve allow NAME {place.name}"
+            raise refused from None
         except TimeoutError:
-            hint = "; is it a TLS port?" if self.url.startswith(("https:", "wss:")) else ""
+            hint = _silent_hint(self.url)
             raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s{hint}") from None
         except ssl.SSLCertVerificationError as error:
             raise _cannot(self.url, f"its certificate is not trusted: {error.verify_message}") from None
@@ -691,6 +694,15 @@ def _why(error: OSError) -> str:
     if error.errno is None or isinstance(error, socket.gaierror):
         return error.strerror or str(error)
     return os.strerror(error.errno)
+
+
+def _silent_hint(url: str) -> str:
+    """What may be wrong where somebody takes a connection and says nothing."""
+    if url.startswith(("https:", "wss:")):
+        return "; is it a TLS port?"
+    if url.startswith(("tcp:", "ipc:")):
+        return "; is it the shell port of a broker, which runs, and the key its own?"
+    return ""
 
 
 def _cannot(url: str, reason: str) -> CannotConnect:

@@ -164,7 +164,8 @@ class Multipart:
         call = _decode_call(content)
         method = bytes(call.method)
         size = len(content) - len(call.params) - len(call.meta) - len(method) - len(call.endpoint)
-        if size not in _PLAIN_CALLS[(call.endpoint is not ABSENT) + 2 * (call.meta is not ABSENT)]:
+        plain = _PLAIN_CALLS[(call.endpoint is not ABSENT) + 2 * (call.meta is not ABSENT)]
+        if call.params is ABSENT or size not in plain:
             _check_once(content)
         if method[:1] != b'"':
             raise MultipartError("malformed", "call_request: method is no text")
@@ -182,7 +183,8 @@ class Multipart:
         reply = _decode_reply(content)
         meta = b',"meta":%b' % reply.meta if reply.meta is not ABSENT else b""
         if reply.status == "ok":
-            if len(content) - len(reply.result) - len(reply.meta) not in _PLAIN_REPLIES[reply.meta is not ABSENT]:
+            size = len(content) - len(reply.result) - len(reply.meta)
+            if reply.result is ABSENT or size not in _PLAIN_REPLIES[reply.meta is not ABSENT]:
                 _check_once(content)
             result = b"null" if reply.result is ABSENT else reply.result
             return b'{"jsonrpc":"2.0","id":%b,"result":%b%b}' % (wire_id, result, meta)
@@ -296,12 +298,20 @@ class Multipart:
         return [self._header(b"%b_request" % method[7:].encode(), msg_id), b"{}", b"{}", _with_meta(content, meta)]
 
 
-def parent_of(header: Frame) -> bytes:
-    """The parent header of an answer to the message with this header; empty where it is none."""
+def parent_of_answer(header: Frame) -> bytes:
+    """The parent header of the answer to the message with this header; empty where none will come."""
     try:
-        return _parent_header(bytes(_decode_header(header).msg_id))
+        said = _decode_header(header)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return b""
+    if said.msg_type[-8:] != "_request" or said.msg_type in MEANS:
+        return b""
+    return _parent_header(bytes(said.msg_id))
+
+
+def is_reply(header: Frame) -> bool:
+    """Whether this is the header of a reply, as `Multipart` writes it."""
+    return b'_reply","username":' in header
 
 
 def _outward(wire_id: bytes) -> bytes:

@@ -7,7 +7,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
+import zmq.utils.z85
 
 from broker.auth.connection_files import read_connection_file, write_connection_file
 from broker.auth.targets import place_of
@@ -40,8 +43,9 @@ def test_from_the_brokers_file_to_a_call_and_to_the_end(
                 await AsyncClient(str(brokers), reconnect=False).connect()
             assert main(["curve", "keys", str(brokers), str(own)]) == 0
             key = capsys.readouterr().out.strip()
-            with pytest.raises(errors.Refused, match="broker curve allow"):
+            with pytest.raises(errors.Refused, match=f"broker curve allow NAME {key}") as refused:
                 await AsyncClient(str(own), reconnect=False).connect()
+            assert "token" not in str(refused.value)
             assert main(["curve", "allow", "anna", key, "--endpoint", "data"]) == 0
             async with AsyncClient(str(own)) as client:
                 await client.call("broker.ping")
@@ -71,6 +75,23 @@ def test_a_key_in_z85_is_taken_whatever_it_begins_with(tmp_path: Path) -> None:
     principal = store.lookup(curve_digest(key.encode()))
     assert principal is not None
     assert principal.name == "anna"
+
+
+def test_what_is_made_and_allowed_is_told_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers, own = tmp_path / "broker.json", tmp_path / "own.json"
+    info = ConnectionInfo(shell_port=1, iopub_port=2, stdin_port=3, control_port=4, hb_port=5, key="k")
+    write_connection_file(brokers, msgspec.structs.replace(info, curve_publickey=zmq.curve_keypair()[0].decode()))
+    assert main(["curve", "keys", str(brokers), str(own), "--ip", "192.0.2.7", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["file"], made["url"]) == (str(own), "tcp://192.0.2.7:1")
+    public = read_connection_file(own).curve_publickey
+    assert public is not None
+    assert bytes.fromhex(made["public_key"]) == zmq.utils.z85.decode(public)
+    assert main(["curve", "allow", "anna", made["public_key"], "--role", "listener", "--json"]) == 0
+    allowed = json.loads(capsys.readouterr().out)
+    assert main(["curve", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [allowed]
+    assert (allowed["name"], allowed["state"], allowed["roles"]) == ("anna", "valid", ["listener"])
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

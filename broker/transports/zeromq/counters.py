@@ -9,7 +9,7 @@ CAUSES = (
     "unauthorised", "busy", "late",
 )  # fmt: skip
 """why a message is refused: the first five before anybody is known, and never answered; `identity`: it came under the
-routing id of somebody else; `busy`: too many peers; `late`: its connection has ended meanwhile"""
+routing id of somebody else; `busy`: too many peers; `late`: it goes on with what has ended meanwhile"""
 HANDSHAKES = ("null", "curve", "unknown_key", "full", "failed", "timeout_or_garbage")
 """what becomes of a connection: let in as one or the other; refused for its key, or because there are too many; or it
 never spoke ZeroMQ as it should"""
@@ -27,7 +27,8 @@ class ZmqCounters:
         """messages, by cause"""
         self.handshakes: Counter[str] = Counter(dict.fromkeys(HANDSHAKES, 0))
         self.evicted = 0
-        """connections ended by the broker: without a valid message, for those that came after; or after a close"""
+        """connections ended by the broker: they said nothing valid, or did not go when their peer was told to, or sent
+        more than any message has without one that came of it"""
         self.heartbeats = 0
         self.published = 0
         """broadcasts given to the XPUB socket, once each however many listen"""

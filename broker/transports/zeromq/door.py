@@ -14,10 +14,11 @@ import zmq
 from broker.core.access import Principal, Role, is_name, roles_at
 from broker.engine.engine import Engine
 from broker.links.zeromq import Seal
-from broker.links.zeromq_socket import Monitor, Reader, bound, heartbeat, send
+from broker.links.zeromq_socket import Monitor, Reader, Take, bound, heartbeat, send
+from broker.transports.zeromq.connections import Connections, endpoint_of
 from broker.transports.zeromq.counters import ZmqCounters
-from broker.transports.zeromq.hub import WATCHED, Entrance, Hub, Peer, endpoint_of
-from broker.transports.zeromq.publishing import Publisher
+from broker.transports.zeromq.hub import WATCHED, Entrance, Hub, Peer
+from broker.transports.zeromq.publishing import SUBSCRIPTION_MAX_BYTES, Publisher
 from broker.transports.zeromq.zap import Zap
 from broker.wire.connection_file import ConnectionInfo
 from broker.wire.multipart import Multipart
@@ -79,8 +80,8 @@ class ZmqDoor:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 64)
         self._bound: dict[str, str] = {}
-        self._connections: dict[str, dict[int, None]] = {}
-        self._small: list[Monitor | Reader] = []
+        self._connections: dict[str, Connections] = {}
+        self._small: list[Monitor | Reader | Connections] = []
         self._plain: list[zmq.Socket[bytes]] = []
         self._hubs: list[Hub] = []
         self._publisher: Publisher | None = None
@@ -101,6 +102,8 @@ class ZmqDoor:
         socket = self._socket("iopub", zmq.XPUB)
         socket.set(zmq.XPUB_MANUAL, 1)
         socket.set(zmq.XPUB_VERBOSE, 1)
+        # libzmq keeps a prefix as a tree with a node for each byte, also one that is not taken: 8 MB became 200.
+        socket.set(zmq.MAXMSGSIZE, SUBSCRIPTION_MAX_BYTES)
         self._bind("iopub", socket)
         may_listen = self._may_listen if self._curve else None
         self._publisher = Publisher(self._engine, links, socket, self._seal, self.counters, may_listen)
@@ -113,8 +116,7 @@ class ZmqDoor:
             socket.set(zmq.MAXMSGSIZE, most)
             self._bind(name, socket)
             self._plain.append(socket)
-            self._small.append(Reader(self._engine.loop, socket, take))
-            self._watch(name, socket)
+            self._watch(name, socket, take, most)
 
     def _socket(self, name: str, kind: int) -> zmq.Socket[bytes]:
         settings = self._settings
@@ -136,8 +138,8 @@ class ZmqDoor:
         socket.set(zmq.ROUTER_MANDATORY, 1)
         hub = Hub(
             links, socket, self._seal, self.counters, self._entrance,
-            name=name, peers_max=settings.peers_max, unauthenticated_max=settings.unauthenticated_max,
-            curve=self._curve,
+            name=name, peers_max=settings.peers_max, silent_max=settings.unauthenticated_max,
+            silent_s=settings.handshake_s, curve=self._curve,
         )  # fmt: skip
         hub.own = self._own
         self._hubs.append(hub)
@@ -145,10 +147,16 @@ class ZmqDoor:
         self._bind(name, socket)
         return hub
 
-    def _speaks_for(self, route: tuple[bytes, ...], user: str, principal: Principal) -> Peer | None:
-        """The peer on `shell` with the same routing id, if that is the same party."""
+    def _speaks_for(
+        self, route: tuple[bytes, ...], user: str, principal: Principal, calls_itself: object
+    ) -> Peer | None:  # fmt: skip
+        """The peer on `shell` with the same routing id, if that is the same party: routing ids can be guessed, and
+        without CURVE all have the same key, so that both have to name the same `session` in their headers.
+        """
         peer = self.shell.peers.get(route)
         if peer is None or peer.session is None or peer.user != user or not peer.link.is_open:
+            return None
+        if not calls_itself or peer.calls_itself != calls_itself:
             return None
         return peer if peer.session.principal == principal.name else None
 
@@ -163,17 +171,24 @@ class ZmqDoor:
             socket.bind(f"tcp://{host}:{port or '*'}")
         self._bound[name] = endpoint_of(socket)
 
-    def _watch(self, name: str, socket: zmq.Socket[bytes]) -> None:
-        """Count the connections of a socket that is no hub."""
-        connections = self._connections.setdefault(name, {})
+    def _watch(self, name: str, socket: zmq.Socket[bytes], take: Take, message_max_bytes: int) -> None:
+        """Read a socket that is no hub, and keep its connections within bounds."""
+
+        def taken(frames: list[zmq.Frame]) -> None:
+            connections.heard.add(frames[0].get(zmq.SRCFD))
+            take(frames)
 
         def told(event: int, descriptor: int) -> None:
             if event == zmq.EVENT_ACCEPTED:
-                connections[descriptor] = None
+                connections.opened(descriptor)
             elif event == zmq.EVENT_DISCONNECTED:
-                connections.pop(descriptor, None)
+                connections.closed(descriptor)
 
-        self._small.append(Monitor(self._engine.loop, socket, told, WATCHED))
+        loop = self._engine.loop
+        reader = Reader(loop, socket, taken)
+        connections = Connections(loop, socket, self.counters, reader.drain, message_max_bytes=message_max_bytes)
+        self._connections[name] = connections
+        self._small += [reader, connections, Monitor(loop, socket, told, WATCHED)]
 
     @property
     def info(self) -> ConnectionInfo:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket as sockets
 from collections.abc import Callable, MutableSequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -16,6 +13,7 @@ from broker.core.errors import ABNORMAL, FORBIDDEN, INTERNAL_ERROR, NORMAL, REPL
 from broker.links.end import log
 from broker.links.zeromq import FULL, SENT, UNREACHABLE, Seal, ZmqLink
 from broker.links.zeromq_socket import DRAIN_MAX, TRACKED_BYTES, Monitor, Reader, send
+from broker.transports.zeromq.connections import Connections
 from broker.transports.zeromq.counters import ZmqCounters
 from broker.wire.session import DELIMITER
 from broker.wire.signature import SignatureError
@@ -37,6 +35,8 @@ LINGER_MS = 100
 """how long a socket that is closed may still write what it was given: the last replies, and why this ends"""
 ROUTE_MAX = 8
 """identities in front of a message: one for each ROUTER on its way"""
+ROUTES_MAX = 1000
+"""peers behind one connection, a proxy's: nothing tells when one of those is gone"""
 WATCHED = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_DISCONNECTED
@@ -49,6 +49,7 @@ WATCHED = (
 class _Header(msgspec.Struct, gc=False):
     msg_type: str
     msg_id: msgspec.Raw = msgspec.Raw(b"")
+    session: object = ""
 
 
 class _Code(msgspec.Struct, gc=False):
@@ -60,9 +61,8 @@ _decode_header = msgspec.json.Decoder(_Header).decode
 _decode_detach = msgspec.json.Decoder(_Code).decode
 
 
-def endpoint_of(socket: zmq.Socket[bytes]) -> str:
-    """What a socket is bound to, with the port that the system chose."""
-    return bytes(socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+CONTINUES = frozenset(("part", "credit", "progress", "cancel_request", "ack", "session", "broadcast"))
+"""types about something that was said before: nobody begins with them, nor with a reply"""
 
 
 class Entrance(Protocol):
@@ -75,6 +75,15 @@ class Entrance(Protocol):
     def attach(self, link: ZmqLink, opening: Opening, principal: Principal) -> Session | None:
         """Make a session of the link's peer; None if it was turned away: the link is told so. Raises Refused."""
         ...
+
+
+def _remote_of(frame: zmq.Frame) -> str:
+    """From where it came: an address, over ipc `localhost:UID:GID`.
+
+    libzmq puts the process behind that: guesses are counted by this, and who guesses can start another process.
+    """
+    address = str(frame.get("Peer-Address"))
+    return address.rpartition(":")[0] if address.startswith("localhost:") else address
 
 
 class Opening(msgspec.Struct):
@@ -92,10 +101,11 @@ class Opening(msgspec.Struct):
 class Peer:
     """One route to somebody who has sent a valid message, over the connection with this descriptor."""
 
-    __slots__ = ("beside", "descriptor", "link", "route", "session", "user")
+    __slots__ = ("beside", "calls_itself", "descriptor", "link", "route", "session", "user")
 
     def __init__(
-        self, route: tuple[bytes, ...], descriptor: int, user: str, link: ZmqLink, *, beside: bool = False
+        self, route: tuple[bytes, ...], descriptor: int, user: str, link: ZmqLink, calls_itself: object, *,
+        beside: bool = False,
     ) -> None:  # fmt: skip
         self.beside = beside
         """whether the link is that of another socket, for whose peer this one speaks"""
@@ -104,6 +114,8 @@ class Peer:
         self.descriptor = descriptor
         self.user = user
         self.link = link
+        self.calls_itself = calls_itself
+        """the `session` in the header of its first message: random in all clients there are, and read by nobody else"""
 
 
 class Hub:
@@ -111,21 +123,23 @@ class Hub:
 
     def __init__(
         self, links: LoopLinks, socket: zmq.Socket[bytes], seal: Seal, counters: ZmqCounters, entrance: Entrance,
-        *, name: str, peers_max: int, unauthenticated_max: int, curve: bool,
+        *, name: str, peers_max: int, silent_max: int, silent_s: float, curve: bool,
     ) -> None:  # fmt: skip
         self.links = links
         self.peers: dict[tuple[bytes, ...], Peer] = {}
-        self.connections: dict[int, None] = {}
-        """descriptors of all connections, oldest first"""
         self._loop: asyncio.AbstractEventLoop = links.loop
         self._socket = socket
         self._seal = seal
         self._counters = counters
         self._entrance = entrance
         self._name = name
-        self._peers_max, self._unauthenticated_max = peers_max, unauthenticated_max
+        self._peers_max = peers_max
         self._curve = curve
-        self._silent: dict[int, None] = {}  # connections without a valid message yet
+        self.connections = Connections(
+            self._loop, socket, counters, self._settle,
+            message_max_bytes=links.limits.message_max_bytes, silent_s=silent_s, silent_max=silent_max,
+        )  # fmt: skip
+        self._heard = self.connections.heard
         self._by_descriptor: dict[int, dict[tuple[bytes, ...], Peer]] = {}
         self._arrivals: list[list[zmq.Frame]] = []  # first messages, until what happened before them has been told
         self._settling = False
@@ -134,8 +148,8 @@ class Hub:
         self._sessions_made = 0
         self.own: Callable[[Peer, str, bytes, bytes], bool] = lambda *_: False
         """asked for each message of an attached peer that is no call: type, `msg_id`, content; whether it was for it"""
-        self.beside: Callable[[tuple[bytes, ...], str, Principal], Peer | None] = lambda *_: None
-        """the peer of another socket for whom one with this route, key and principal speaks too"""
+        self.beside: Callable[[tuple[bytes, ...], str, Principal, object], Peer | None] = lambda *_: None
+        """the peer of another socket for whom one with this route, key, principal and session speaks too"""
         self._reader = Reader(self._loop, socket, self._take, self._turned)
         self._monitor = Monitor(self._loop, socket, self._happened, WATCHED, self._settle)
 
@@ -147,6 +161,7 @@ class Hub:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.connections.close()
         self._monitor.close()
         self._reader.close()
         self._socket.close(LINGER_MS)
@@ -160,14 +175,15 @@ class Hub:
         if len(frames) < 2 or frames[1].bytes != DELIMITER:
             while at < len(frames) and frames[at].bytes != DELIMITER:
                 at += 1
-            if at == len(frames):
-                self._counters.refused["no_delimiter"] += 1
-                return
+        descriptor: int = first.get(zmq.SRCFD)
+        self._heard.add(descriptor)
+        if at == len(frames):
+            self._refuse_unread("no_delimiter", descriptor)
+            return
         if len(frames) < at + 6 or at > ROUTE_MAX:
-            self._counters.refused["malformed"] += 1
+            self._refuse_unread("malformed", descriptor)
             return
         route = (first.bytes,) if at == 1 else tuple(frame.bytes for frame in frames[:at])
-        descriptor: int = first.get(zmq.SRCFD)
         user = self._user(first) if self._curve else ""
         peer = self.peers.get(route)
         if peer is not None and (not peer.link.is_open and peer.beside):
@@ -183,15 +199,27 @@ class Hub:
         try:
             self._seal.check(frames[at + 1].bytes, body[:4])
         except SignatureError as error:
-            self._counters.refused[error.cause] += 1
+            self._refuse_unread(error.cause, descriptor)
             return
         if not known:
-            peer = self._arrived(route, descriptor, user, peer, body, str(first.get("Peer-Address")))
-        if peer is None or (b"call_re" not in body[0][:160] and not self._is_message(peer, body)):
+            peer = self._arrived(route, descriptor, user, peer, body, _remote_of(first))
+        if peer is None:
             return
+        if at > 1:
+            routes = self._by_descriptor[descriptor]
+            routes[route] = routes.pop(route)  # whoever was heard last gives way last
         if peer.beside:
             peer.link.answer_by(body, lambda frames: self._send(route, frames, []))
-        peer.link.take(body)
+        if b"call_re" in body[0][:160] or self._is_message(peer, body):
+            peer.link.take(body)
+
+    def _refuse_unread(self, cause: str, descriptor: int) -> None:
+        """Count it. Who has said nothing valid yet is put out and not told why: with another key than ours, he learns
+        of it at once, and of the key nothing that silence would not tell.
+        """
+        self._counters.refused[cause] += 1
+        if cause != "duplicate_signature" and self.connections.is_silent(descriptor):
+            self.connections.evict(descriptor)
 
     def _settle(self) -> None:
         """Something happened to a connection, or somebody new has spoken. In order: what came over connections that
@@ -205,7 +233,10 @@ class Hub:
             self._monitor.catch_up()
             arrivals, self._arrivals = self._arrivals, []
             for frames in arrivals:
-                self._take(frames, arrived=True)
+                try:
+                    self._take(frames, arrived=True)
+                except Exception:
+                    log.exception("a first message could not be dealt with")
         finally:
             self._settling = False
 
@@ -257,7 +288,6 @@ class Hub:
             if not known.beside:
                 known.link.end(ABNORMAL.code, "another connection has its routing id", broken=False)
             self._forget(known)
-        self._silent.pop(descriptor, None)
         return self._open(route, descriptor, user, body, remote)
 
     def _open(
@@ -272,20 +302,21 @@ class Hub:
             return None
         asks = header.msg_type == "attach_request"
         opening = Opening(user, remote, bytes(body[3]) if asks else b"", bytes(body[2]), route[0])
+        if header.msg_type in CONTINUES or header.msg_type[-6:] == "_reply":
+            return self._go_on(route, descriptor, header, opening)
+        self.connections.spoke(descriptor)
         self._sessions_made += 1
         link = ZmqLink(
             self.links, self, self._seal, session=f"{self._name}-{self._sessions_made}", username="broker",
             remote=remote, route=route,
         )  # fmt: skip
-        peer = self._enter(Peer(route, descriptor, user, link))
+        peer = self._enter(Peer(route, descriptor, user, link, header.session))
         try:
             principal = self._entrance.authenticate(opening)
-            other = None if asks else self.beside(route, user, principal)
+            other = None if asks else self.beside(route, user, principal, header.session)
             if other is not None:
                 link.end(NORMAL.code, "", broken=False)
-                peer = self._enter(Peer(route, descriptor, user, other.link, beside=True))
-                peer.session = other.session
-                return peer
+                return self._enter_beside(route, descriptor, other)
             if len(self.peers) > self._peers_max:
                 self._counters.refused["busy"] += 1
                 raise Refused(503, f"{self._peers_max} peers are connected")
@@ -305,9 +336,36 @@ class Hub:
             return None
         return peer
 
+    def _go_on(
+        self, route: tuple[bytes, ...], descriptor: int, header: _Header, opening: Opening
+    ) -> Peer | None:  # fmt: skip
+        """Somebody begins with words about what was said before: for a peer of another socket, or too late."""
+        try:
+            principal = self._entrance.authenticate(opening)
+        except Refused:
+            self._counters.refused["unauthorised"] += 1
+            return None
+        other = self.beside(route, opening.user, principal, header.session)
+        if other is None:
+            self._counters.refused["late"] += 1
+            return None
+        return self._enter_beside(route, descriptor, other)
+
+    def _enter_beside(self, route: tuple[bytes, ...], descriptor: int, other: Peer) -> Peer:
+        peer = self._enter(Peer(route, descriptor, other.user, other.link, other.calls_itself, beside=True))
+        peer.session = other.session
+        return peer
+
     def _enter(self, peer: Peer) -> Peer:
         self.peers[peer.route] = peer
-        self._by_descriptor.setdefault(peer.descriptor, {})[peer.route] = peer
+        routes = self._by_descriptor.setdefault(peer.descriptor, {})
+        routes[peer.route] = peer
+        if len(routes) > ROUTES_MAX:
+            oldest = next(iter(routes.values()))
+            self._forget(oldest)
+            if not oldest.beside:
+                oldest.link.close(TOO_MANY.code, f"{ROUTES_MAX} others came over its connection since it spoke")
+        self.connections.spoke(peer.descriptor)
         return peer
 
     @staticmethod
@@ -325,10 +383,7 @@ class Hub:
 
     def _happened(self, event: int, value: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            self.connections[value] = None
-            self._silent[value] = None
-            if len(self._silent) > self._unauthenticated_max:
-                self._evict(next(iter(self._silent)))
+            self.connections.opened(value)
         elif event == zmq.EVENT_DISCONNECTED:
             self._lost(value)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -338,30 +393,12 @@ class Hub:
             self._counters.handshakes[name] += 1
 
     def _lost(self, descriptor: int) -> None:
-        self.connections.pop(descriptor, None)
-        self._silent.pop(descriptor, None)
+        self.connections.closed(descriptor)
         for peer in self._by_descriptor.pop(descriptor, {}).values():
             if self.peers.get(peer.route) is peer:
                 del self.peers[peer.route]
             if not peer.beside:
                 peer.link.end(ABNORMAL.code, "the connection broke", broken=False)
-
-    def _evict(self, descriptor: int) -> None:
-        """End one connection, for which libzmq has no function: from below, where it sees an end of the stream."""
-        self._silent.pop(descriptor, None)
-        self._counters.evicted += 1
-        with suppress(OSError):
-            connection = sockets.socket(fileno=os.dup(descriptor))
-            with connection:
-                # Were the descriptor somebody else's by now, its address would not be this socket's.
-                if self._is_ours(connection):
-                    connection.shutdown(sockets.SHUT_RDWR)
-
-    def _is_ours(self, connection: sockets.socket) -> bool:
-        address, bound_to = connection.getsockname(), endpoint_of(self._socket)
-        if isinstance(address, tuple):
-            return bound_to.endswith(f":{address[1]}")
-        return bound_to == f"ipc://{address}"
 
     def _forget(self, peer: Peer) -> None:
         if self.peers.get(peer.route) is peer:
@@ -371,6 +408,7 @@ class Hub:
             routes.pop(peer.route, None)
             if not routes:
                 del self._by_descriptor[peer.descriptor]
+                self.connections.fell_silent(peer.descriptor)
 
     # ------------------------------------------------------------ writing, for the links
 
@@ -429,5 +467,6 @@ class Hub:
         peer = self.peers.get(link.route)
         if peer is not None and peer.link is link:
             self._forget(peer)
-            if broken and peer.descriptor in self.connections:
-                self._evict(peer.descriptor)
+            # Behind a proxy are others too.
+            if broken and len(link.route) == 1 and peer.descriptor in self.connections:
+                self.connections.evict(peer.descriptor)

@@ -19,15 +19,28 @@ from broker.core.sessions import Session
 from broker.engine.engine import Engine
 from broker.links.zeromq import Seal
 from broker.links.zeromq_socket import Monitor, Reader, send
+from broker.transports.zeromq.connections import Connections
 from broker.transports.zeromq.counters import ZmqCounters
 from broker.wire.jsonrpc import JsonRpc
 from broker.wire.multipart import Multipart
 
 if TYPE_CHECKING:
+    import asyncio
+
     from broker.links.loop import LoopLinks
 
 TOPIC_MAX = 400
 """bytes of what a SUB socket may subscribe to"""
+SUBSCRIPTION_MAX_BYTES = 1024
+"""of one frame from a SUB socket: a topic, or what a CURVE handshake says"""
+TOPICS_MAX = 200
+"""topics of one connection: all of them share the names that one session may have"""
+REFUSED_MAX = 100
+"""subscriptions of one connection that are refused until it is ended: libzmq remembers those too"""
+CROWDED_LOOK_S = 0.25
+"""how often is looked who is stuck, while too much waits for subscribers"""
+REVIEW_S = 1.0
+"""how often is looked whether who listens still may, as for sessions"""
 KEY_SIZE = 32
 """hex digits of the key in front of a topic, where a SUB socket cannot say who it is"""
 
@@ -52,7 +65,8 @@ class Publisher:
         self._may_listen = may_listen
         self._secret = secrets.token_bytes(32)
         self._held: list[tuple[object, int]] = []
-        self._subscribers: dict[int, set[bytes]] = {}  # by descriptor: topics as they were subscribed to
+        self._subscribers: dict[int, dict[bytes, str]] = {}  # by descriptor: topics as subscribed to, and who did
+        self._refused: dict[int, int] = {}  # by descriptor: how often
         self._counts: dict[tuple[str, str], int] = {}
         self._ended: End | None = None
         self._asked = 0
@@ -66,8 +80,14 @@ class Publisher:
         engine.feed(attached)
         self._session: Session | None = engine.router.sessions.by_id[number]
         self._reader = Reader(engine.loop, socket, self._take)
-        self.connections: dict[int, None] = {}
+        self.connections = Connections(
+            engine.loop, socket, counters, self._reader.drain, message_max_bytes=SUBSCRIPTION_MAX_BYTES
+        )  # fmt: skip
         self._monitor = Monitor(engine.loop, socket, self._happened, int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+        self._crowded: asyncio.TimerHandle | None = None
+        self._review: asyncio.TimerHandle | None = None
+        if may_listen is not None:
+            self._review = engine.loop.call_later(REVIEW_S, self._look_who_may)
 
     @property
     def topics(self) -> int:
@@ -77,6 +97,11 @@ class Publisher:
     def stop(self) -> None:
         """Publish no more; the session ends."""
         self.close(1000, "")
+        for timer in (self._review, self._crowded):
+            if timer is not None:
+                timer.cancel()
+        self._review = self._crowded = None
+        self.connections.close()
         self._monitor.close()
         self._reader.close()
         self._socket.close(0)
@@ -98,19 +123,42 @@ class Publisher:
         frame = frames[0]
         said = frame.bytes
         raw = said[1:]
-        descriptor = int(frame.get(zmq.SRCFD))
+        try:
+            descriptor = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:  # libzmq's own words for a connection that has ended: the monitor tells of it too
+            return
+        self._monitor.catch_up()
+        if descriptor not in self.connections:
+            return
+        self.connections.heard.add(descriptor)
         if said[:1] == b"\1":
             if self._subscribe(frame, descriptor, raw):
                 self._socket.set(zmq.SUBSCRIBE, raw)
             else:
-                self._counters.subscriptions_refused += 1
+                self._refuse(descriptor)
         elif said[:1] == b"\0" and raw in self._subscribers.get(descriptor, ()):
             self._socket.set(zmq.UNSUBSCRIBE, raw)
-            self._subscribers[descriptor].discard(raw)
+            del self._subscribers[descriptor][raw]
             self._leave(raw)
+
+    def _refuse(self, descriptor: int) -> None:
+        self._counters.subscriptions_refused += 1
+        self._refused[descriptor] = self._refused.get(descriptor, 0) + 1
+        if self._refused[descriptor] == REFUSED_MAX:
+            self.connections.evict(descriptor)
+
+    def _look_who_may(self) -> None:
+        """End the connections of those who may no longer listen to what they listen to: XPUB takes nothing back."""
+        assert self._may_listen is not None
+        self._review = self._engine.loop.call_later(REVIEW_S, self._look_who_may)
+        for descriptor, topics in list(self._subscribers.items()):
+            places = {(user, place[0]) for raw, user in topics.items() if (place := self._place(raw)) is not None}
+            if not all(self._may_listen(user, endpoint) for user, endpoint in places):
+                self.connections.evict(descriptor)
 
     def _subscribe(self, frame: zmq.Frame, descriptor: int, raw: bytes) -> bool:
         place = self._place(raw)
+        user = ""
         if place is None:
             return False
         if self._may_listen is not None:
@@ -122,12 +170,14 @@ class Publisher:
                 return False
         elif not hmac.compare_digest(raw, self._prefix(*place)):
             return False
-        mine = self._subscribers.setdefault(descriptor, set())
+        mine = self._subscribers.setdefault(descriptor, {})
         if raw in mine:
             return True
+        if len(mine) >= TOPICS_MAX:
+            return False
         if place not in self._counts and not self._ask("broker.subscribe", place):
             return False
-        mine.add(raw)
+        mine[raw] = user
         self._counts[place] = self._counts.get(place, 0) + 1
         return True
 
@@ -150,9 +200,10 @@ class Publisher:
 
     def _happened(self, event: int, descriptor: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            self.connections[descriptor] = None
+            self.connections.opened(descriptor)
             return
-        self.connections.pop(descriptor, None)
+        self.connections.closed(descriptor)
+        self._refused.pop(descriptor, None)
         for raw in self._subscribers.pop(descriptor, ()):
             self._leave(raw)
 
@@ -179,9 +230,10 @@ class Publisher:
     def broadcast(self, message: Message, frames: dict[str, bytes]) -> bool:
         """Publish it once, however many listen. False if too much waits here already."""
         assert isinstance(message, Broadcast)
-        self._held = [(tracker, size) for tracker, size in self._held if not tracker.done]  # type: ignore[attr-defined]
-        if sum(size for _, size in self._held) > self._limits.outbox_soft_bytes:
+        if self._is_crowded():
             self._counters.published_dropped += 1
+            if self._crowded is None:
+                self._crowded = self._engine.loop.call_later(CROWDED_LOOK_S, self._look_who_is_stuck)
             return False
         body = message.body
         text = self._texts.encode(Broadcast(message.endpoint, message.topic, message.seq, Body(body.raw)))
@@ -190,6 +242,17 @@ class Publisher:
         self._counters.published += 1
         self._reader.look()
         return True
+
+    def _is_crowded(self) -> bool:
+        self._held = [(tracker, size) for tracker, size in self._held if not tracker.done]  # type: ignore[attr-defined]
+        return sum(size for _, size in self._held) > self._limits.outbox_soft_bytes
+
+    def _look_who_is_stuck(self) -> None:
+        """What libzmq holds, it holds for the slowest: who takes nothing at all must not keep the others waiting."""
+        self._crowded = None
+        if self._is_crowded():
+            self.connections.evict_stuck()
+            self._crowded = self._engine.loop.call_later(CROWDED_LOOK_S, self._look_who_is_stuck)
 
     def close(self, code: int, reason: str) -> None:
         """The session ends."""

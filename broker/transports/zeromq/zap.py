@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.utils.z85
 
+from broker.links.end import log
 from broker.links.zeromq_socket import Reader, bound, send
 from broker.transports.zeromq.counters import ZmqCounters
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import asyncio
 
 ADDRESS = "inproc://zeromq.zap.01"
+UNABLE = b"500"
+"""not now; 400 says that the key is refused. ZAP's 300 is meant for it, but then libzmq tells the other end nothing,
+and leaves the connection until its handshake is overdue"""
 
 
 class Zap:
@@ -45,14 +49,19 @@ class Zap:
         parts = [frame.bytes for frame in frames]
         at = parts.index(b"")
         version, request, domain, _address, _identity, mechanism, *credentials = parts[at + 1 :]
-        status, text, user = self._judge(domain.decode("ascii", "replace"), mechanism, credentials)
+        try:
+            status, text, user = self._judge(domain.decode("ascii", "replace"), mechanism, credentials)
+        except Exception:
+            log.exception("whether somebody may connect could not be found out")
+            self._counters.handshakes["failed"] += 1
+            status, text, user = UNABLE, b"try again", b""
         send(self._socket, [*parts[: at + 1], version, request, status, text, user, b""])
 
     def _judge(self, name: str, mechanism: bytes, credentials: list[bytes]) -> tuple[bytes, bytes, bytes]:
         handshakes = self._counters.handshakes
         if not self._has_room(name):
             handshakes["full"] += 1
-            return b"400", b"too many connections", b""
+            return UNABLE, b"too many connections", b""
         if mechanism == b"CURVE":
             key = zmq.utils.z85.encode(credentials[0])
             if not self._known(key):

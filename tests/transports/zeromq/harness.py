@@ -76,6 +76,7 @@ class Raw:
         self.context = zmq.asyncio.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.ipv6 = ":" in info.ip
         if routing_id:
             self.socket.routing_id = routing_id
         if curve is not None:

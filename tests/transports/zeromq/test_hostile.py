@@ -435,6 +435,7 @@ def test_a_broker_that_starts_again_finds_its_peers(tmp_path: Path) -> None:
             assert await client.call("data/read") == "served"
         async with running(zeromq=section) as home:
             await until(lambda: home.door.peers == 2, "both are back")
+            await until(lambda: "data" in home.broker.router.registry.by_name, "the worker serves")
             assert await client.call("data/read", timeout=20) == "served"
             await client.publish("data", 1, topic="news")
             assert (await heard.get(10)).data == 1

@@ -21,6 +21,7 @@ async def subscriber(info: ConnectionInfo, topic: bytes, *curve: bytes) -> Async
     socket = context.socket(zmq.SUB)
     if curve:
         socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = curve
+    socket.ipv6 = ":" in info.ip
     socket.connect(info.url("iopub"))
     socket.subscribe(topic)
     try:
