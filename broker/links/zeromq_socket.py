@@ -35,6 +35,7 @@ _receive = zmq.backend.Socket.recv
 _send = zmq.backend.Socket.send
 _get = zmq.backend.Socket.get
 _NOBLOCK = int(zmq.NOBLOCK)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 Take = Callable[[list[zmq.Frame]], None]
@@ -112,22 +113,29 @@ class Reader:
         """Read what there is, but at most so many messages."""
         if self._draining:
             return
-        self._scheduled = False
+        looking, self._scheduled = self._scheduled, False
         self._draining = True
+        count = 0
         try:
-            for _ in range(messages_max):
-                if self.socket is None:
-                    return
+            while self.socket is not None:
+                # Asked whether there is anything it says no in 1.4 µs, where trying to read ends in an exception after
+                # 3.5. So it is asked where there may well be nothing: behind the first message, and after a send.
+                if (count == 1 or (looking and not count)) and not int(_get(self.socket, _EVENTS)) & _READABLE:
+                    break
+                if count == messages_max:
+                    self._scheduled = True
+                    self._loop.call_soon(self.drain)
+                    break
                 frames = receive(self.socket)
+                count += 1
                 try:
                     self._take(frames)
                 except Exception:
                     log.exception("a message could not be dealt with")
+            else:
+                return
         except zmq.Again:
             pass
-        else:
-            self._scheduled = True
-            self._loop.call_soon(self.drain)
         finally:
             self._draining = False
         if self._turned is not None:
