@@ -88,7 +88,7 @@ class Writer:
         frames = self._plain.frames(message)
         if frames is None:
             return False
-        link.send_plainly(frames)
+        link.push(frames)
         if type(message) is Call:
             message.attempt.mark = link.enqueued
         return True
@@ -160,18 +160,14 @@ class ZmqLink(LinkEnd):
             return
         if binary:
             text, attachments = unpack_pieces(parts)
-            self._push([*self._codec.write(text), *attachments])
+            self.push([*self._codec.write(text), *attachments])
         else:
-            self._push(self._codec.write(bytes(parts[0]) if len(parts) == 1 else b"".join(parts)))
+            self.push(self._codec.write(bytes(parts[0]) if len(parts) == 1 else b"".join(parts)))
 
     def send_plain(self, kind: bytes, content: object, parent: bytes = b"", metadata: object = None) -> None:
         """Send a message of the door itself: `attach_request`, `attach_reply`."""
         if not self._state:
-            self._push(self._codec.plain(kind, content, parent, metadata))
-
-    def send_plainly(self, frames: list[Frame]) -> None:
-        """Send a message whose frames are made, while the link is open."""
-        self._push(frames)
+            self.push(self._codec.plain(kind, content, parent, metadata))
 
     def send_frame(self, frame: bytes) -> bool:
         """Send a broadcast, given as the WebSocket frame that all listeners share. False if a bound dropped it."""
@@ -217,7 +213,7 @@ class ZmqLink(LinkEnd):
         """One message, verified: header, parent header, metadata, content, buffers."""
         if self._state:
             return
-        if self._started and not self.paused and not self._inbox:
+        if not self._inbox and self._started and not self.paused:
             self._give(frames)
             return
         self._inbox.append(frames)
@@ -240,8 +236,9 @@ class ZmqLink(LinkEnd):
 
     def _give(self, frames: list[Frame]) -> None:
         size = sum(map(len, frames))
-        self._links.counters.frames_in += 1
-        self._links.counters.bytes_in += size
+        counters = self._links.counters
+        counters.frames_in += 1
+        counters.bytes_in += size
         try:
             if self._plain is not None and size <= PLAIN_MAX and len(frames) == 4:
                 event = self._plain.read(frames)
@@ -270,12 +267,13 @@ class ZmqLink(LinkEnd):
             self._receiver_failed()
 
     def _refuse(self, bad: MultipartError) -> None:
-        self._push(self._codec.refusal(bad.msg_id, bad.kind, str(bad)))
+        self.push(self._codec.refusal(bad.msg_id, bad.kind, str(bad)))
         self.on_bad(bad)
 
     # ── the outbox ──
 
-    def _push(self, frames: list[Frame]) -> None:
+    def push(self, frames: list[Frame]) -> None:
+        """Sign and send a message whose frames are made, while the link is open."""
         now = self._loop.time()
         if now - self._date_at > DATE_S:
             self._date_at = now

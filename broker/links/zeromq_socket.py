@@ -82,7 +82,7 @@ class Reader:
     that something can be read.
     """
 
-    __slots__ = ("_descriptor", "_draining", "_loop", "_scheduled", "_take", "_turned", "socket")
+    __slots__ = ("_descriptor", "_loop", "_scheduled", "_take", "_turned", "is_draining", "socket")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], take: Take,
@@ -91,7 +91,7 @@ class Reader:
         self._loop = loop
         self._take = take
         self._turned = turned
-        self._draining = self._scheduled = False
+        self.is_draining = self._scheduled = False
         self.socket: zmq.Socket[bytes] | None = socket
         self._descriptor: int = socket.fd  # type: ignore[assignment]
         loop.add_reader(self._descriptor, self.drain)
@@ -99,7 +99,7 @@ class Reader:
 
     def look(self) -> None:
         """Read in the next turn of the loop, whatever the descriptor says."""
-        if not self._scheduled and not self._draining and self.socket is not None:
+        if not self._scheduled and not self.is_draining and self.socket is not None:
             self._scheduled = True
             self._loop.call_soon(self.drain)
 
@@ -111,10 +111,10 @@ class Reader:
 
     def drain(self, messages_max: int = DRAIN_MAX) -> None:
         """Read what there is, but at most so many messages."""
-        if self._draining:
+        if self.is_draining:
             return
         looking, self._scheduled = self._scheduled, False
-        self._draining = True
+        self.is_draining = True
         count = 0
         try:
             while self.socket is not None:
@@ -137,7 +137,7 @@ class Reader:
         except zmq.Again:
             pass
         finally:
-            self._draining = False
+            self.is_draining = False
         if self._turned is not None:
             self._turned()
 

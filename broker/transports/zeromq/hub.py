@@ -388,7 +388,8 @@ class Hub:
             if error.errno == zmq.EHOSTUNREACH:
                 return UNREACHABLE
             raise
-        self._reader.look()
+        if not self._reader.is_draining:  # which looks again by itself
+            self._reader.look()
         return SENT
 
     def blocked(self, link: ZmqLink) -> None:
