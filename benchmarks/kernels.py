@@ -6,7 +6,7 @@ Broker, kernel and worker are processes of their own. The same cell, `1+1`, is r
 (jupyter_client's BlockingKernelClient at the kernel's own sockets), so that both meet the same noise: as `request` (our
 Client, `kernels.NAME/shell`), then as `relay` (BlockingKernelClient at the sockets of `broker kernel connect`, one
 process more, and one that listens). Measured is the time from the request to the reply: its median in ms, and what is
-added to that of `direct`. `cpu` is the processor time of broker and worker per cell of `request`, in µs.
+added to that of `direct`. `cpu` is the processor time per cell of broker, worker and `kernel connect`, in µs.
 
 Then the kernel prints `--mb` MB while one caller reads it and one listens to IOPub without reading: the peak resident
 memory of broker and worker before and after, in MiB. Goal: `request` adds at most 1 ms.
@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 
 import jupyter_client
 
-from benchmarks.processes import cpu_s, daemon, end
+from benchmarks.processes import Daemon, cpu_s, daemon, end, peak_kib
 from benchmarks.sdk import TOKEN
 from broker import AsyncClient, Client
 
@@ -41,9 +40,7 @@ CELL = {"code": "1+1", "silent": False, "store_history": False, "user_expression
 
 def peak_mib(pid: int) -> float:
     """The most memory a process has had resident, in MiB."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    return peak_kib(pid) / 1024
 
 
 def blocking(path: str) -> Any:
@@ -97,12 +94,12 @@ def latency(ways: dict[str, Callable[[], object]], cells: int) -> dict[str, floa
     }  # fmt: skip
 
 
-def cpu_us(cell: Callable[[], object], cells: int, pids: dict[str, int]) -> dict[str, float]:
-    """The processor time of broker and worker per cell."""
+def cpu_us(way: str, cell: Callable[[], object], cells: int, pids: dict[str, int]) -> dict[str, float]:
+    """The processor time of each process per cell."""
     before = {name: cpu_s(pid) for name, pid in pids.items()}
     for _ in range(cells):
         cell()
-    return {f"cpu_{name}_us": (cpu_s(pid) - before[name]) / cells * 1e6 for name, pid in pids.items()}
+    return {f"{way}_cpu_{name}_us": (cpu_s(pid) - before[name]) / cells * 1e6 for name, pid in pids.items()}
 
 
 async def printing(url: str, mb: int, pids: dict[str, int]) -> dict[str, Any]:
@@ -125,7 +122,8 @@ async def printing(url: str, mb: int, pids: dict[str, int]) -> dict[str, Any]:
     return told
 
 
-def measure(url: str, environment: dict[str, str], folder: Path, arguments: argparse.Namespace, daemon: int) -> Any:
+def measure(broker: Daemon, folder: Path, arguments: argparse.Namespace) -> Any:
+    url, environment = broker.url, broker.environment | {"BROKER_URL": broker.url, "BROKER_TOKEN": TOKEN}
     manager = jupyter_client.KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
     manager.start_kernel()
     started: list[subprocess.Popen[bytes]] = []
@@ -141,17 +139,18 @@ def measure(url: str, environment: dict[str, str], folder: Path, arguments: argp
         worker = begin("work", "kernel", "--connection-file", manager.connection_file, "--endpoint", ENDPOINT)
         with Client(url, TOKEN) as client:
             client.call(f"{ENDPOINT}/state", wait=True, timeout=30)
-            direct, pids = blocking(manager.connection_file), {"broker": daemon, "worker": worker.pid}
+            direct, pids = blocking(manager.connection_file), {"broker": broker.pid, "worker": worker.pid}
             request = by_request(client)
             told = latency({"direct": by_jupyter(direct), "request": request}, arguments.cells)
-            told |= cpu_us(request, arguments.cells, pids)
+            told |= cpu_us("request", request, arguments.cells, pids)
             relayed = folder / "relay.json"
-            begin("kernel", "connect", ENDPOINT, "--connection-file", str(relayed))
+            connected = begin("kernel", "connect", ENDPOINT, "--connection-file", str(relayed))
             ends_at = time.monotonic() + 20
             while not relayed.exists() and time.monotonic() < ends_at:
                 time.sleep(0.05)
             relay = blocking(str(relayed))
             told |= latency({"direct": by_jupyter(direct), "relay": by_jupyter(relay)}, arguments.cells)
+            told |= cpu_us("relay", by_jupyter(relay), arguments.cells, pids | {"connect": connected.pid})
             direct.stop_channels()
             relay.stop_channels()
         return told | asyncio.run(printing(url, arguments.mb, pids))
@@ -170,11 +169,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o700)
-        own = {"IPYTHONDIR": f"{name}/ipython", "JUPYTER_RUNTIME_DIR": name}
-        os.environ.update(own)
+        os.environ |= {"IPYTHONDIR": f"{name}/ipython", "JUPYTER_RUNTIME_DIR": name}
         with daemon({"BROKER_AUTH__ADMIN_TOKEN": TOKEN}) as broker:
-            environment = broker.environment | {"BROKER_URL": broker.url, "BROKER_TOKEN": TOKEN}
-            told = measure(broker.url, environment, folder, arguments, broker.pid)
+            told = measure(broker, folder, arguments)
     told = {name: round(value, 3) for name, value in told.items()}
     if arguments.json:
         print(json.dumps(told))

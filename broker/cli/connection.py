@@ -51,8 +51,12 @@ def grace_option(command: Command) -> Command:
 def run(
     action: Callable[[AsyncClient], Awaitable[Result]], url: str | None, token: str | None, as_json: bool,
     *, timeout: float | None = 30.0, reconnect: bool = False, grace: float = DEFAULT_GRACE_S,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Result:  # fmt: skip
-    """Run `action` with a client; what the broker or a worker refuses becomes one line and an exit code."""
+    """Run `action` with a client; what the broker or a worker refuses becomes one line and an exit code.
+
+    `new_loop` makes another event loop than asyncio's own.
+    """
     is_interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     async def main() -> Result:
@@ -64,7 +68,8 @@ def run(
                 await client.close()
 
     try:
-        return asyncio.run(main())
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(main())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     except BrokerError as error:

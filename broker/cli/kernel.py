@@ -42,6 +42,7 @@ def connect(
     """
     from broker.auth.connection_files import write_connection_file
     from broker.client.kernel_relay import KernelRelay, NoKernel
+    from broker.worker.process import new_loop
 
     path = (connection_file or Path(f"{endpoint}.json")).absolute()
     if path.exists():
@@ -67,7 +68,7 @@ def connect(
         except NoKernel as error:
             raise Failure(Exit.USAGE, str(error)) from None
 
-    run(relay, url, token, as_json, reconnect=True, grace=grace)
+    run(relay, url, token, as_json, reconnect=True, grace=grace, new_loop=new_loop)
 
 
 async def _until_ended(relay: KernelRelay) -> None:

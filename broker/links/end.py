@@ -9,7 +9,9 @@ from broker.links.limits import LinkLimits
 from broker.wire.frames import BROKEN
 
 if TYPE_CHECKING:
+    from broker.core.messages import Message
     from broker.links.loop import LoopLinks
+    from broker.wire.multipart_plain import PlainReader
     from broker.wire.native import Reader
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,14 @@ class Receiver(Protocol):
 
     def closed(self, code: int, reason: str) -> None:
         """No message will come any more; exactly once, the last call. 1006: the connection broke."""
+
+
+class PlainWriting(Protocol):
+    """Who writes the common messages of a link without the text in between."""
+
+    def write(self, message: Message, n: int = 0) -> bool:
+        """Send a plain call or result, numbered if `n` is not 0; False if that is left to the caller."""
+        ...
 
 
 class Nobody:
@@ -102,6 +112,18 @@ class LinkEnd:
         if self.enqueued - self.flushed > self._limits.outbox_soft_bytes:
             self._congested = True
         return self._congested or self._state != OPEN
+
+    @property
+    def decoder(self) -> Reader | PlainReader | None:
+        """What makes events of its common messages, if anything does; its receiver then has `decoded(events)` too."""
+        return self.reader
+
+    def new_writer(self, prefix: bytes, endpoint: str, meta: bool) -> PlainWriting | None:
+        """What writes plain messages to a peer attached to `endpoint`; None where nothing is read plainly either.
+
+        `prefix` is how the envelope of a call begins, `meta` says whether calls tell what is left of their time.
+        """
+        return None
 
     def close(self, code: int, reason: str = "") -> None:
         """Pass on what is queued, say why, and end."""

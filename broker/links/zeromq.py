@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from broker.core.messages import Call
 from broker.links.end import CLOSING, GONE, OPEN, SLOW_CONSUMER, LinkEnd, Receiver
 from broker.links.link import READING_S, TOO_MANY
 from broker.wire.attachments import ATTACHMENTS_MAX, pack, unpack_pieces
 from broker.wire.frames import BROKEN, TOO_BIG
 from broker.wire.multipart import Frame, Multipart, MultipartError, is_reply, parent_of_answer
+from broker.wire.multipart_plain import PlainReader, PlainWriter
 from broker.wire.session import DELIMITER
 from broker.wire.signature import History, keyed, sign, verify
 
@@ -28,6 +30,8 @@ SENT, FULL, UNREACHABLE = 0, 1, 2
 """what became of a message that was given to a socket"""
 DATE_S = 1.0
 """how old the date in a header may be: making one anew for each costs 2 µs"""
+PLAIN_MAX = 65_536
+"""bytes of a message up to which it may be read without JSON-RPC in between"""
 ASIDE_MAX = 1000
 """requests of one peer whose answers go over another socket than its own"""
 LEAST_BYTES = 500
@@ -69,6 +73,29 @@ class Carrier(Protocol):
         """The link is no more; `broken` if the other end was not told so."""
 
 
+class Writer:
+    """Writes the plain messages of one link, as `broker.wire.native.Writer` does for a WebSocket."""
+
+    __slots__ = ("_link", "_plain")
+
+    def __init__(self, link: ZmqLink, plain: PlainWriter) -> None:
+        self._link = link
+        self._plain = plain
+
+    def write(self, message: object, n: int = 0) -> bool:
+        """Send a plain call or result; False if that is left to the caller: it is not plain, or there is no room."""
+        link = self._link
+        if n or not link.is_open or (type(message) is Call and link.is_crowded()):
+            return False
+        frames = self._plain.frames(message)
+        if frames is None:
+            return False
+        link.push(frames)
+        if type(message) is Call:
+            message.attempt.mark = link.enqueued
+        return True
+
+
 class ZmqLink(LinkEnd):
     """One peer. `enqueued` counts the bytes it was given, `flushed` those that the socket has taken.
 
@@ -77,15 +104,16 @@ class ZmqLink(LinkEnd):
     """
 
     __slots__ = (
-        "_aside", "_carrier", "_close_timer", "_codec", "_date_at", "_inbox", "_inbox_bytes", "_outbox", "_read_at",
-        "_read_mark", "_seal", "_session", "_username", "on_bad", "route", "since", "tracked",
+        "_aside", "_carrier", "_close_timer", "_codec", "_date_at", "_inbox", "_inbox_bytes", "_outbox", "_plain",
+        "_read_at", "_read_mark", "_seal", "_session", "_username", "on_bad", "route", "since", "tracked",
     )  # fmt: skip
 
     def __init__(
         self, links: LoopLinks, carrier: Carrier, seal: Seal, *, session: str, username: str = "", remote: str = "",
-        route: tuple[bytes, ...] = (), numbers: bool = False,
+        route: tuple[bytes, ...] = (), numbers: bool = False, reader: PlainReader | None = None,
     ) -> None:  # fmt: skip
         super().__init__(links, links.limits, remote)
+        self._plain = reader
         self._carrier = carrier
         self._seal = seal
         self._session, self._username = session, username
@@ -107,6 +135,15 @@ class ZmqLink(LinkEnd):
 
     # ── what the owner calls ──
 
+    @property
+    def decoder(self) -> PlainReader | None:
+        """What makes events of its common messages; None at the end of an SDK."""
+        return self._plain
+
+    def new_writer(self, prefix: bytes, endpoint: str, meta: bool) -> Writer | None:
+        """What writes the common messages without JSON-RPC in between; `send_parts` is for those it leaves."""
+        return None if self._plain is None else Writer(self, PlainWriter(self._codec, prefix, endpoint, meta))
+
     def start(self, receiver: Receiver) -> None:
         """Begin to take what comes; ``receiver`` gets all, also what came before. Once per link."""
         if self._started:
@@ -125,14 +162,14 @@ class ZmqLink(LinkEnd):
             return
         if binary:
             text, attachments = unpack_pieces(parts)
-            self._push([*self._codec.write(text), *attachments])
+            self.push([*self._codec.write(text), *attachments])
         else:
-            self._push(self._codec.write(bytes(parts[0]) if len(parts) == 1 else b"".join(parts)))
+            self.push(self._codec.write(bytes(parts[0]) if len(parts) == 1 else b"".join(parts)))
 
     def send_plain(self, kind: bytes, content: object, parent: bytes = b"", metadata: object = None) -> None:
         """Send a message of the door itself: `attach_request`, `attach_reply`."""
         if not self._state:
-            self._push(self._codec.plain(kind, content, parent, metadata))
+            self.push(self._codec.plain(kind, content, parent, metadata))
 
     def send_frame(self, frame: bytes) -> bool:
         """Send a broadcast, given as the WebSocket frame that all listeners share. False if a bound dropped it."""
@@ -178,7 +215,7 @@ class ZmqLink(LinkEnd):
         """One message, verified: header, parent header, metadata, content, buffers."""
         if self._state:
             return
-        if self._started and not self.paused and not self._inbox:
+        if not self._inbox and self._started and not self.paused:
             self._give(frames)
             return
         self._inbox.append(frames)
@@ -202,13 +239,20 @@ class ZmqLink(LinkEnd):
 
     def _give(self, frames: list[Frame]) -> None:
         size = sum(map(len, frames))
-        self._links.counters.frames_in += 1
-        self._links.counters.bytes_in += size
+        counters = self._links.counters
+        counters.frames_in += 1
+        counters.bytes_in += size
         try:
             if size > self._limits.message_max_bytes:
                 self._links.counters.protocol_errors += 1
                 self.close(TOO_BIG, f"a message of {size} bytes is above the bound")
                 return
+            if self._plain is not None and size <= PLAIN_MAX and len(frames) == 4:
+                event = self._plain.read(frames)
+                if event is not None:
+                    self._plain.decoded_bytes += size
+                    self._receiver.decoded([event])  # type: ignore[attr-defined]
+                    return
             text = self._codec.read(frames)
             if not text.isascii():
                 text.decode()
@@ -226,12 +270,13 @@ class ZmqLink(LinkEnd):
             self._receiver_failed()
 
     def _refuse(self, bad: MultipartError) -> None:
-        self._push(self._codec.refusal(bad.msg_id, bad.kind, str(bad)))
+        self.push(self._codec.refusal(bad.msg_id, bad.kind, str(bad)))
         self.on_bad(bad)
 
     # ── the outbox ──
 
-    def _push(self, frames: list[Frame]) -> None:
+    def push(self, frames: list[Frame]) -> None:
+        """Sign and send a message whose frames are made, while the link is open."""
         now = self._loop.time()
         if now - self._date_at > DATE_S:
             self._date_at = now

@@ -35,6 +35,7 @@ _receive = zmq.backend.Socket.recv
 _send = zmq.backend.Socket.send
 _get = zmq.backend.Socket.get
 _NOBLOCK = int(zmq.NOBLOCK)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 Take = Callable[[list[zmq.Frame]], None]
@@ -81,7 +82,7 @@ class Reader:
     that something can be read.
     """
 
-    __slots__ = ("_descriptor", "_draining", "_loop", "_scheduled", "_take", "_turned", "socket")
+    __slots__ = ("_descriptor", "_loop", "_scheduled", "_take", "_turned", "is_draining", "socket")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], take: Take,
@@ -90,7 +91,7 @@ class Reader:
         self._loop = loop
         self._take = take
         self._turned = turned
-        self._draining = self._scheduled = False
+        self.is_draining = self._scheduled = False
         self.socket: zmq.Socket[bytes] | None = socket
         self._descriptor: int = socket.fd  # type: ignore[assignment]
         loop.add_reader(self._descriptor, self.drain)
@@ -98,7 +99,7 @@ class Reader:
 
     def look(self) -> None:
         """Read in the next turn of the loop, whatever the descriptor says."""
-        if not self._scheduled and not self._draining and self.socket is not None:
+        if not self._scheduled and not self.is_draining and self.socket is not None:
             self._scheduled = True
             self._loop.call_soon(self.drain)
 
@@ -110,26 +111,33 @@ class Reader:
 
     def drain(self, messages_max: int = DRAIN_MAX) -> None:
         """Read what there is, but at most so many messages."""
-        if self._draining:
+        if self.is_draining:
             return
-        self._scheduled = False
-        self._draining = True
+        looking, self._scheduled = self._scheduled, False
+        self.is_draining = True
+        count = 0
         try:
-            for _ in range(messages_max):
-                if self.socket is None:
-                    return
+            while self.socket is not None:
+                # Asked whether there is anything it says no in 1.4 µs, where trying to read ends in an exception after
+                # 3.5. So it is asked where there may well be nothing: behind the first message, and after a send.
+                if (count == 1 or (looking and not count)) and not int(_get(self.socket, _EVENTS)) & _READABLE:
+                    break
+                if count == messages_max:
+                    self._scheduled = True
+                    self._loop.call_soon(self.drain)
+                    break
                 frames = receive(self.socket)
+                count += 1
                 try:
                     self._take(frames)
                 except Exception:
                     log.exception("a message could not be dealt with")
+            else:
+                return
         except zmq.Again:
             pass
-        else:
-            self._scheduled = True
-            self._loop.call_soon(self.drain)
         finally:
-            self._draining = False
+            self.is_draining = False
         if self._turned is not None:
             self._turned()
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -63,6 +63,9 @@ from broker.core.options import TOKEN_MAX, OptionError, read_options
 from broker.core.sessions import Session
 from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
 from broker.wire.native import Reader
+
+if TYPE_CHECKING:
+    from broker.wire.multipart_plain import PlainReader
 
 Decoded: TypeAlias = (
     Asked | Answered | Cancel | PartSent | CreditGranted | Progressed | Acked | Stray | Refused | BadReply | None
@@ -260,8 +263,8 @@ class JsonRpc:
             return self._decode_call(envelope, method, wire_id, attachments, fault)
         return Asked(self.session, wire_id, route[0], route[1], Body(envelope.params, attachments), self.defaults)
 
-    def read_by(self, reader: Reader) -> None:
-        """Have plain calls and replies read in C from now on; `decode` gets what is left."""
+    def read_by(self, reader: Reader | PlainReader) -> None:
+        """Have plain calls and replies read without this codec from now on; `decode` gets what is left."""
         if not self.lsp:
             reader.decode_for(self.session, self._reply_prefix, self._routes, self.defaults)
 

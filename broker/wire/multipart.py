@@ -80,10 +80,10 @@ class _ErrorData(msgspec.Struct, gc=False):
     outcome: str = ""
 
 
-_decode_header = msgspec.json.Decoder(_Header).decode
-_decode_parent = msgspec.json.Decoder(_Parent).decode
-_decode_call = msgspec.json.Decoder(_CallContent).decode
-_decode_reply = msgspec.json.Decoder(_ReplyContent).decode
+decode_header = msgspec.json.Decoder(_Header).decode
+decode_parent = msgspec.json.Decoder(_Parent).decode
+decode_call = msgspec.json.Decoder(_CallContent).decode
+decode_reply = msgspec.json.Decoder(_ReplyContent).decode
 _decode_meta = msgspec.json.Decoder(_Meta).decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_error = msgspec.json.Decoder(_Error).decode
@@ -132,7 +132,7 @@ class Multipart:
     def read(self, frames: Sequence[Frame]) -> bytes:
         """The JSON-RPC text of the four frames, verified before. Raises MultipartError."""
         try:
-            header = _decode_header(frames[0])
+            header = decode_header(frames[0])
             kind, msg_id = header.msg_type, bytes(header.msg_id)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise MultipartError("malformed", f"header: {error}") from None
@@ -157,14 +157,14 @@ class Multipart:
         return msg_id
 
     def _parent(self, frame: Frame) -> bytes:
-        msg_id = bytes(_decode_parent(frame).msg_id)
+        msg_id = bytes(decode_parent(frame).msg_id)
         return self._inward(msg_id) if msg_id else b"null"
 
     def _read_call(self, wire_id: bytes | None, content: Frame) -> bytes:
-        call = _decode_call(content)
+        call = decode_call(content)
         method = bytes(call.method)
         size = len(content) - len(call.params) - len(call.meta) - len(method) - len(call.endpoint)
-        plain = _PLAIN_CALLS[(call.endpoint is not ABSENT) + 2 * (call.meta is not ABSENT)]
+        plain = PLAIN_CALLS[(call.endpoint is not ABSENT) + 2 * (call.meta is not ABSENT)]
         if call.params is ABSENT or size not in plain:
             _check_once(content)
         if method[:1] != b'"':
@@ -180,11 +180,11 @@ class Multipart:
         return b'%b,"method":%b%b%b}' % (head, method, params, meta)
 
     def _read_reply(self, wire_id: bytes, content: Frame) -> bytes:
-        reply = _decode_reply(content)
+        reply = decode_reply(content)
         meta = b',"meta":%b' % reply.meta if reply.meta is not ABSENT else b""
         if reply.status == "ok":
             size = len(content) - len(reply.result) - len(reply.meta)
-            if reply.result is ABSENT or size not in _PLAIN_REPLIES[reply.meta is not ABSENT]:
+            if reply.result is ABSENT or size not in PLAIN_REPLIES[reply.meta is not ABSENT]:
                 _check_once(content)
             result = b"null" if reply.result is ABSENT else reply.result
             return b'{"jsonrpc":"2.0","id":%b,"result":%b%b}' % (wire_id, result, meta)
@@ -246,7 +246,18 @@ class Multipart:
         msg_id = _outward(bytes(message.id))
         if method[:7] == "broker." and method != "broker.call":
             return self._write_short(message, method, msg_id, meta)
-        return [self._header(b"call_request", msg_id), b"{}", b"{}", _call_content(message, method, meta)]
+        return self.call(msg_id, _call_content(message, method, meta))
+
+    def call(self, msg_id: bytes, content: bytes) -> list[Frame]:
+        """A call; `msg_id` as JSON text."""
+        return [b'{"msg_id":%b,"msg_type":"call_request%b' % (msg_id, self._tail), b"{}", b"{}", content]
+
+    def reply(self, wire_id: bytes, content: bytes) -> list[Frame]:
+        """The answer to the call with this id."""
+        kind = b"call_reply"
+        if self._short:
+            kind = self._short.pop(wire_id, kind)
+        return [self._header(kind), _parent_header(_outward(wire_id)), b"{}", content]
 
     def refusal(self, msg_id: bytes, kind: str, detail: str) -> list[Frame]:
         """The answer to a message that is none; without `msg_id` (JSON text) it names none."""
@@ -270,15 +281,11 @@ class Multipart:
         return b'%b%d","msg_type":"%b%b' % (self._head, self._count, kind, self._tail)
 
     def _write_reply(self, message: Envelope, meta: bytes) -> list[Frame]:
-        msg_id = bytes(message.id)
-        kind = b"call_reply"
-        if self._short:
-            kind = self._short.pop(msg_id, kind)
         if message.error is ABSENT:
             content = b'{"status":"ok","result":%b%b}' % (message.result, meta)
         else:
             content = _error_content(message.error, meta)
-        return [self._header(kind), _parent_header(_outward(msg_id)), b"{}", content]
+        return self.reply(bytes(message.id), content)
 
     def _write_told(self, message: Envelope, method: str, meta: bytes) -> list[Frame]:
         kind = _MEANT.get(method)
@@ -294,14 +301,14 @@ class Multipart:
     def _write_short(self, message: Envelope, method: str, msg_id: bytes, meta: bytes) -> list[Frame]:
         content = bytes(message.params) if message.params is not ABSENT else b"{}"
         if content[:1] != b"{":  # params by position have no short form
-            return [self._header(b"call_request", msg_id), b"{}", b"{}", _call_content(message, method, meta)]
+            return self.call(msg_id, _call_content(message, method, meta))
         return [self._header(b"%b_request" % method[7:].encode(), msg_id), b"{}", b"{}", _with_meta(content, meta)]
 
 
 def parent_of_answer(header: Frame) -> bytes:
     """The parent header of the answer to the message with this header; empty where none will come."""
     try:
-        said = _decode_header(header)
+        said = decode_header(header)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return b""
     if said.msg_type[-8:] != "_request" or said.msg_type in MEANS:
@@ -371,11 +378,11 @@ def _sizes(*names: str) -> tuple[int, int]:
     return compact, compact + 2 * len(names) - 1
 
 
-_PLAIN_CALLS = (
+PLAIN_CALLS = (
     _sizes("method", "params"), _sizes("endpoint", "method", "params"), _sizes("method", "params", "meta"),
     _sizes("endpoint", "method", "params", "meta"),
 )  # fmt: skip
-_PLAIN_REPLIES = (
+PLAIN_REPLIES = (
     tuple(size + len('"ok"') for size in _sizes("status", "result")),
     tuple(size + len('"ok"') for size in _sizes("status", "result", "meta")),
 )

@@ -7,15 +7,15 @@ header, metadata and content, in this order. Buffers are not signed.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from hmac import compare_digest
 
 DEFAULT_SCHEME = "hmac-sha256"
 HISTORY_MAX = 65_536
 """signatures remembered; about 180 bytes each"""
 JOINED_MAX = 65_536
-"""bytes up to which the four frames are joined to be signed"""
+"""bytes of content below which the four frames are joined to be signed"""
 # Those that every Python has and that HMAC can use: the digest of shake has no length of its own.
 HASHES = tuple(sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")))
 
@@ -38,32 +38,53 @@ def hash_of(scheme: str) -> str:
     return name
 
 
-def keyed(key: bytes, scheme: str = DEFAULT_SCHEME) -> hmac.HMAC | None:
-    """The HMAC to sign with, made once per key; None for an empty key, with which nothing is signed or checked.
+class Mac:
+    """An HMAC (RFC 2104) whose key is worked in once, to sign many messages with.
+
+    Of hashlib's two hashes, as hmac has it, without hmac's wrappers: 350 bytes take 0.8 µs; a copy of an `hmac.HMAC`
+    1.3, in six calls of Python instead of one; `hmac.digest`, which works the key in each time, 1.9.
+    """
+
+    __slots__ = ("_inner", "_outer", "digest_size", "name")
+
+    def __init__(self, key: bytes, name: str) -> None:
+        empty = hashlib.new(name)
+        if len(key) > empty.block_size:
+            key = hashlib.new(name, key).digest()
+        key = key.ljust(empty.block_size, b"\0")
+        self._inner = hashlib.new(name, bytes(byte ^ 0x36 for byte in key))
+        self._outer = hashlib.new(name, bytes(byte ^ 0x5C for byte in key))
+        self.name = f"hmac-{name}"
+        self.digest_size = empty.digest_size
+
+    def sign(self, frames: Sequence[bytes | memoryview]) -> bytes:
+        """The signature of the frames one after the other: lower-case hex."""
+        inner = self._inner.copy()
+        if len(frames[-1]) < JOINED_MAX:
+            inner.update(b"".join(frames))  # all at once: 0.2 µs less
+        else:
+            for frame in frames:
+                inner.update(frame)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.hexdigest().encode()
+
+
+def keyed(key: bytes, scheme: str = DEFAULT_SCHEME) -> Mac | None:
+    """What to sign with, made once per key; None for an empty key, with which nothing is signed or checked.
 
     Raises ValueError as `hash_of`, and for a hash that this machine's policy forbids (md5 under FIPS).
     """
     name = hash_of(scheme)
-    return hmac.new(key, digestmod=name) if key else None
+    return Mac(key, name) if key else None
 
 
-def sign(mac: hmac.HMAC | None, frames: Iterable[bytes | memoryview]) -> bytes:
+def sign(mac: Mac | None, frames: Sequence[bytes | memoryview]) -> bytes:
     """The signature of the four frames; an empty one without a key."""
-    if mac is None:
-        return b""
-    # Copied and given all at once: 1.3 µs for 350 bytes; updated frame by frame 1.5, hmac.digest 1.9 (it makes the
-    # padded keys anew each time).
-    digest = mac.copy()
-    frames = list(frames)
-    if sum(map(len, frames)) < JOINED_MAX:
-        digest.update(b"".join(frames))
-    else:
-        for frame in frames:
-            digest.update(frame)
-    return digest.hexdigest().encode()
+    return b"" if mac is None else mac.sign(frames)
 
 
-def verify(mac: hmac.HMAC | None, signature: bytes, frames: Iterable[bytes | memoryview]) -> None:
+def verify(mac: Mac | None, signature: bytes, frames: Sequence[bytes | memoryview]) -> None:
     """See that this is the four frames' signature; without a key anything is. Raises SignatureError.
 
     Compared in constant time. Case counts: with upper-case letters taken too, one message would have many signatures,
@@ -73,11 +94,11 @@ def verify(mac: hmac.HMAC | None, signature: bytes, frames: Iterable[bytes | mem
         return
     if not signature:
         raise SignatureError("unsigned", "Unsigned Message: its signature is empty, but there is a key")
-    if not hmac.compare_digest(signature, sign(mac, frames)):
+    if not compare_digest(signature, mac.sign(frames)):
         raise SignatureError("invalid_signature", _why_invalid(signature, mac))
 
 
-def _why_invalid(signature: bytes, mac: hmac.HMAC) -> str:
+def _why_invalid(signature: bytes, mac: Mac) -> str:
     wanted = mac.digest_size * 2
     if len(signature) != wanted:
         return f"Invalid Signature: {len(signature)} characters where {mac.name} has {wanted}; is the scheme the same?"

@@ -18,7 +18,7 @@ log = logging.getLogger("broker.worker")
 
 def run_until_signalled(worker: Worker) -> None:
     """Serve until SIGTERM or SIGINT, which drain; a second one ends at once. Raises what ended it otherwise."""
-    loop = _new_loop()
+    loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(_run(worker))
@@ -73,7 +73,8 @@ async def _serve_until_ended(worker: Worker) -> None:
         raise
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop for what carries many messages: uvloop's, where that is installed."""
     try:
         import uvloop
     except ImportError:

@@ -25,14 +25,13 @@ from broker.core.messages import (
 )
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.end import PlainWriting
 from broker.links.held import HeldCalls
-from broker.links.link import Link
 from broker.links.pair import AnyLink
 from broker.wire.attachments import AttachmentError, unpack
 from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
 from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
-from broker.wire.native import Writer
 
 ACK_MESSAGES, ACK_BYTES = 32, 1 << 20
 """after how many messages, or how much, a peer whose session has grace is told that they have arrived"""
@@ -76,7 +75,7 @@ class WebSocketPeer:
         self._acked = self._unacked_bytes = 0
         self._stopped_at = 0  # from which number on they are not sent for now, but only kept
         self.decoded: Callable[[list[Any]], None] = engine.feed_all
-        self._writer: Writer | None = None
+        self._writer: PlainWriting | None = None
 
     def start(self, session: Session) -> None:
         """Begin to listen to the link, on behalf of this session."""
@@ -85,8 +84,8 @@ class WebSocketPeer:
         self._kept = session.kept
         if self._kept is not None:
             self._acked = self._kept.received
-        if isinstance(self._link, Link) and self._link.reader is not None:
-            self._codec.read_by(self._link.reader)
+        if self._link.decoder is not None:
+            self._codec.read_by(self._link.decoder)
             self._writer = self._link.new_writer(*self._codec.plain)
             if self._kept is not None:
                 self.decoded = self._decoded_and_counted
@@ -118,10 +117,10 @@ class WebSocketPeer:
             self._engine.feed(event)
 
     def _decoded_and_counted(self, events: list[Any]) -> None:
-        """The same for messages that were read in C. `decoded` is this, or where there is nothing to count the engine's
+        """The same for messages that came as events. `decoded` is this, or where there is nothing to count the engine's
         `feed_all` itself.
         """
-        kept, reader = self._kept, self._link.reader
+        kept, reader = self._kept, self._link.decoder
         if kept is not None and reader is not None:
             size, reader.decoded_bytes = reader.decoded_bytes, 0
             self._count(kept, len(events), size)

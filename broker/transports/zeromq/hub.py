@@ -15,6 +15,7 @@ from broker.links.zeromq import FULL, SENT, UNREACHABLE, Seal, ZmqLink
 from broker.links.zeromq_socket import DRAIN_MAX, TRACKED_BYTES, Monitor, Reader, send
 from broker.transports.zeromq.connections import Connections
 from broker.transports.zeromq.counters import ZmqCounters
+from broker.wire.multipart_plain import PlainReader
 from broker.wire.session import DELIMITER
 from broker.wire.signature import SignatureError
 
@@ -186,7 +187,7 @@ class Hub:
         route = (first.bytes,) if at == 1 else tuple(frame.bytes for frame in frames[:at])
         user = self._user(first) if self._curve else ""
         peer = self.peers.get(route)
-        if peer is not None and (not peer.link.is_open and peer.beside):
+        if peer is not None and peer.beside and not peer.link.is_open:
             self._forget(peer)
             peer = None
         known = peer is not None and peer.descriptor == descriptor and peer.user == user
@@ -308,7 +309,7 @@ class Hub:
         self._sessions_made += 1
         link = ZmqLink(
             self.links, self, self._seal, session=f"{self._name}-{self._sessions_made}", username="broker",
-            remote=remote, route=route,
+            remote=remote, route=route, reader=PlainReader(),
         )  # fmt: skip
         peer = self._enter(Peer(route, descriptor, user, link, header.session))
         try:
@@ -425,7 +426,8 @@ class Hub:
             if error.errno == zmq.EHOSTUNREACH:
                 return UNREACHABLE
             raise
-        self._reader.look()
+        if not self._reader.is_draining:  # which looks again by itself
+            self._reader.look()
         return SENT
 
     def blocked(self, link: ZmqLink) -> None:
