@@ -76,7 +76,11 @@ class ZeroMqCounts(Protocol):
         """Connections, by what became of them."""
         ...
 
-    evicted: int
+    @property
+    def evictions(self) -> Mapping[str, int]:
+        """Connections ended by the broker, by cause."""
+        ...
+
     heartbeats: int
     published: int
     published_dropped: int
@@ -315,8 +319,11 @@ class Collector:
         for name, count in counters.handshakes.items():
             handshakes.add_metric([name], count)
         yield handshakes
+        evicted = CounterMetricFamily("broker_zeromq_evicted", "Connections ended, by cause.", labels=["cause"])
+        for name, count in counters.evictions.items():
+            evicted.add_metric([name], count)
+        yield evicted
         for name, text, count in (
-            ("evicted", "Connections ended by the broker.", counters.evicted),
             ("heartbeats", "Heartbeats echoed.", counters.heartbeats),
             ("published", "Broadcasts given to the XPUB socket.", counters.published),
             ("published_dropped", "Broadcasts it had no room for.", counters.published_dropped),

@@ -455,6 +455,13 @@ class ZeroMQ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     peers_max: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Connections, and peers behind them, per socket.")
     ] = 10_000
+    routes_max: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="Peers behind one connection, as a proxy's; the next ends the oldest."),
+    ] = 1000
+    topics_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="Topics one SUB socket may listen to; more are refused.")
+    ] = 200
 
 
 class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

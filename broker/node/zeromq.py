@@ -154,6 +154,8 @@ def open_door(config: Config, engine: Engine, links: LoopLinks, authenticator: A
         heartbeat_s=limits.ping_interval_s,
         heartbeat_timeout_s=limits.ping_timeout_s,
         peers_max=section.peers_max,
+        routes_max=section.routes_max,
+        topics_max=section.topics_max,
         unauthenticated_max=limits.unauthenticated_max,
     )
     entrance = Entrance(engine, links, authenticator, lambda: config.limits, section)

@@ -97,7 +97,7 @@ class Connections:
             self._silent[descriptor] = self._loop.time()
             self._look_in(SOON_S)
             if len(self._silent) > self._silent_max:
-                self.evict(next(iter(self._silent)))
+                self.evict(next(iter(self._silent)), "silent")
 
     def spoke(self, descriptor: int) -> None:
         """Something valid came."""
@@ -107,10 +107,13 @@ class Connections:
         """Whether nothing valid has come of it."""
         return descriptor in self._silent
 
-    def evict(self, descriptor: int) -> None:
-        """End one connection, for which libzmq has no function: from below, where it sees an end of the stream."""
+    def evict(self, descriptor: int, cause: str) -> None:
+        """End one connection, for which libzmq has no function: from below, where it sees an end of the stream.
+
+        `cause` is one of `counters.EVICTIONS`.
+        """
         self._silent.pop(descriptor, None)
-        self._counters.evicted += 1
+        self._counters.evictions[cause] += 1
         with suppress(OSError):
             connection = sockets.socket(fileno=os.dup(descriptor))
             with connection:
@@ -134,7 +137,7 @@ class Connections:
             elif acked != before:
                 self._stuck[descriptor] = acked, now
             elif now - since >= STUCK_S:
-                self.evict(descriptor)
+                self.evict(descriptor, "stuck")
 
     def close(self) -> None:
         """Look no more."""
@@ -165,7 +168,7 @@ class Connections:
             descriptor = next(iter(self._silent))
             if now - self._silent[descriptor] < self._silent_s:
                 break
-            self.evict(descriptor)
+            self.evict(descriptor, "silent")
         for descriptor in [*islice(reversed(self._silent), LOOK_MAX), *islice(self._marks, LOOK_MAX)]:
             self._measure(descriptor)
 
@@ -177,7 +180,7 @@ class Connections:
             self._marks[descriptor] = received
         elif received - self._marks[descriptor] > self._unfinished_max:
             self._marks[descriptor] = received
-            self.evict(descriptor)
+            self.evict(descriptor, "unfinished")
 
 
 def _received(descriptor: int) -> int:

@@ -13,25 +13,33 @@ routing id of somebody else; `busy`: too many peers; `late`: it goes on with wha
 HANDSHAKES = ("null", "curve", "unknown_key", "full", "failed", "timeout_or_garbage")
 """what becomes of a connection: let in as one or the other; refused for its key, or because there are too many; or it
 never spoke ZeroMQ as it should"""
+EVICTIONS = ("silent", "unfinished", "unread", "refused", "denied", "stuck", "detached")
+"""why a connection is ended: it said nothing valid in time, or too many did not; it sent more than any message has
+without one that came of it; what it said first was signed with another key, or not at all; too many of its
+subscriptions were refused; it may no longer listen where it listens; it takes nothing; or its peer was told to go"""
 
 
 class ZmqCounters:
     """Plain totals since the start; only ever counted up."""
 
     __slots__ = (
-        "evicted", "handshakes", "heartbeats", "published", "published_dropped", "refused", "subscriptions_refused",
+        "evictions", "handshakes", "heartbeats", "published", "published_dropped", "refused", "subscriptions_refused",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.refused: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
         """messages, by cause"""
         self.handshakes: Counter[str] = Counter(dict.fromkeys(HANDSHAKES, 0))
-        self.evicted = 0
-        """connections ended by the broker: they said nothing valid, or did not go when their peer was told to, or sent
-        more than any message has without one that came of it"""
+        self.evictions: Counter[str] = Counter(dict.fromkeys(EVICTIONS, 0))
+        """connections ended by the broker, by cause"""
         self.heartbeats = 0
         self.published = 0
         """broadcasts given to the XPUB socket, once each however many listen"""
         self.published_dropped = 0
         """broadcasts not given to it because too much waits there"""
         self.subscriptions_refused = 0
+
+    @property
+    def evicted(self) -> int:
+        """Connections ended by the broker, whatever for."""
+        return self.evictions.total()

@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float
     heartbeat_timeout_s: float
     peers_max: int
+    routes_max: int
+    topics_max: int
     unauthenticated_max: int
 
 
@@ -106,7 +108,9 @@ class ZmqDoor:
         socket.set(zmq.MAXMSGSIZE, SUBSCRIPTION_MAX_BYTES)
         self._bind("iopub", socket)
         may_listen = self._may_listen if self._curve else None
-        self._publisher = Publisher(self._engine, links, socket, self._seal, self.counters, may_listen)
+        self._publisher = Publisher(
+            self._engine, links, socket, self._seal, self.counters, may_listen, settings.topics_max
+        )
         self._connections["iopub"] = self._publisher.connections
         self._answers = Multipart("stdin", "broker")
         for name, take, most in (
@@ -138,8 +142,8 @@ class ZmqDoor:
         socket.set(zmq.ROUTER_MANDATORY, 1)
         hub = Hub(
             links, socket, self._seal, self.counters, self._entrance,
-            name=name, peers_max=settings.peers_max, silent_max=settings.unauthenticated_max,
-            silent_s=settings.handshake_s, curve=self._curve,
+            name=name, peers_max=settings.peers_max, routes_max=settings.routes_max,
+            silent_max=settings.unauthenticated_max, silent_s=settings.handshake_s, curve=self._curve,
         )  # fmt: skip
         hub.own = self._own
         self._hubs.append(hub)

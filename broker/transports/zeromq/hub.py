@@ -36,8 +36,6 @@ LINGER_MS = 100
 """how long a socket that is closed may still write what it was given: the last replies, and why this ends"""
 ROUTE_MAX = 8
 """identities in front of a message: one for each ROUTER on its way"""
-ROUTES_MAX = 1000
-"""peers behind one connection, a proxy's: nothing tells when one of those is gone"""
 WATCHED = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_DISCONNECTED
@@ -124,7 +122,7 @@ class Hub:
 
     def __init__(
         self, links: LoopLinks, socket: zmq.Socket[bytes], seal: Seal, counters: ZmqCounters, entrance: Entrance,
-        *, name: str, peers_max: int, silent_max: int, silent_s: float, curve: bool,
+        *, name: str, peers_max: int, routes_max: int, silent_max: int, silent_s: float, curve: bool,
     ) -> None:  # fmt: skip
         self.links = links
         self.peers: dict[tuple[bytes, ...], Peer] = {}
@@ -135,6 +133,7 @@ class Hub:
         self._entrance = entrance
         self._name = name
         self._peers_max = peers_max
+        self._routes_max = routes_max
         self._curve = curve
         self.connections = Connections(
             self._loop, socket, counters, self._settle,
@@ -220,7 +219,7 @@ class Hub:
         """
         self._counters.refused[cause] += 1
         if cause != "duplicate_signature" and self.connections.is_silent(descriptor):
-            self.connections.evict(descriptor)
+            self.connections.evict(descriptor, "unread")
 
     def _settle(self) -> None:
         """Something happened to a connection, or somebody new has spoken. In order: what came over connections that
@@ -361,11 +360,11 @@ class Hub:
         self.peers[peer.route] = peer
         routes = self._by_descriptor.setdefault(peer.descriptor, {})
         routes[peer.route] = peer
-        if len(routes) > ROUTES_MAX:
+        if len(routes) > self._routes_max:
             oldest = next(iter(routes.values()))
             self._forget(oldest)
             if not oldest.beside:
-                oldest.link.close(TOO_MANY.code, f"{ROUTES_MAX} others came over its connection since it spoke")
+                oldest.link.close(TOO_MANY.code, f"{self._routes_max} others came over its connection since it spoke")
         self.connections.spoke(peer.descriptor)
         return peer
 
@@ -471,4 +470,4 @@ class Hub:
             self._forget(peer)
             # Behind a proxy are others too.
             if broken and len(link.route) == 1 and peer.descriptor in self.connections:
-                self.connections.evict(peer.descriptor)
+                self.connections.evict(peer.descriptor, "detached")

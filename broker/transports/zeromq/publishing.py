@@ -33,8 +33,6 @@ TOPIC_MAX = 400
 """bytes of what a SUB socket may subscribe to"""
 SUBSCRIPTION_MAX_BYTES = 1024
 """of one frame from a SUB socket: a topic, or what a CURVE handshake says"""
-TOPICS_MAX = 200
-"""topics of one connection: all of them share the names that one session may have"""
 REFUSED_MAX = 100
 """subscriptions of one connection that are refused until it is ended: libzmq remembers those too"""
 CROWDED_LOOK_S = 0.25
@@ -55,7 +53,7 @@ class Publisher:
 
     def __init__(
         self, engine: Engine, links: LoopLinks, socket: zmq.Socket[bytes], seal: Seal, counters: ZmqCounters,
-        may_listen: Callable[[str, str], bool] | None,
+        may_listen: Callable[[str, str], bool] | None, topics_max: int,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._limits = links.limits
@@ -63,6 +61,7 @@ class Publisher:
         self._seal = seal
         self._counters = counters
         self._may_listen = may_listen
+        self._topics_max = topics_max
         self._secret = secrets.token_bytes(32)
         self._held: list[tuple[object, int]] = []
         self._subscribers: dict[int, dict[bytes, str]] = {}  # by descriptor: topics as subscribed to, and who did
@@ -145,7 +144,7 @@ class Publisher:
         self._counters.subscriptions_refused += 1
         self._refused[descriptor] = self._refused.get(descriptor, 0) + 1
         if self._refused[descriptor] == REFUSED_MAX:
-            self.connections.evict(descriptor)
+            self.connections.evict(descriptor, "refused")
 
     def _look_who_may(self) -> None:
         """End the connections of those who may no longer listen to what they listen to: XPUB takes nothing back."""
@@ -154,7 +153,7 @@ class Publisher:
         for descriptor, topics in list(self._subscribers.items()):
             places = {(user, place[0]) for raw, user in topics.items() if (place := self._place(raw)) is not None}
             if not all(self._may_listen(user, endpoint) for user, endpoint in places):
-                self.connections.evict(descriptor)
+                self.connections.evict(descriptor, "denied")
 
     def _subscribe(self, frame: zmq.Frame, descriptor: int, raw: bytes) -> bool:
         place = self._place(raw)
@@ -173,7 +172,7 @@ class Publisher:
         mine = self._subscribers.setdefault(descriptor, {})
         if raw in mine:
             return True
-        if len(mine) >= TOPICS_MAX:
+        if len(mine) >= self._topics_max:
             return False
         if place not in self._counts and not self._ask("broker.subscribe", place):
             return False

@@ -18,7 +18,7 @@ from broker.auth.tokens import TokenStore
 from broker.client.async_client import AsyncClient
 from broker.links.zeromq_connect import Place
 from broker.peer import errors
-from broker.transports.zeromq import hub, publishing
+from broker.transports.zeromq import publishing
 from broker.transports.zeromq.connections import UNREAD_MAX_BYTES
 from broker.wire.connection_file import ConnectionInfo
 from broker.wire.multipart import Multipart, MultipartError
@@ -154,11 +154,9 @@ def test_who_asks_for_what_is_refused_again_and_again_is_put_out() -> None:
     run(main)
 
 
-def test_one_connection_cannot_use_up_all_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "TOPICS_MAX", 3)
-
+def test_one_connection_cannot_use_up_all_topics() -> None:
     async def main() -> None:
-        async with running(zeromq=LISTENER) as home, Raw(home.info) as raw:
+        async with running(zeromq=LISTENER | {"topics_max": 3}) as home, Raw(home.info) as raw:
             wire = await speak(home.info.url("iopub"), b"SUB")
             for at in range(5):
                 answer = await raw.ask("topic_key_request", {"endpoint": "data", "topic": f"news{at}"})
@@ -214,12 +212,11 @@ def test_a_revoked_key_ends_what_its_plain_subscriber_hears(tmp_path: Path) -> N
 # ------------------------------------------------------------ routes and channels
 
 
-def test_routes_behind_one_connection_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_behind_one_connection_are_bounded() -> None:
     """A proxy does not say which of its peers are gone: those that were heard last stay."""
-    monkeypatch.setattr(hub, "ROUTES_MAX", 3)
 
     async def main() -> None:
-        async with running() as home, Raw(home.info) as proxy:
+        async with running(zeromq={"routes_max": 3}) as home, Raw(home.info) as proxy:
 
             async def ask(name: bytes, kind: str) -> None:
                 await proxy.socket.send_multipart([name, *proxy.session.serialize(proxy.session.msg(kind, {}))])
