@@ -92,6 +92,7 @@ class Kernel:
         self._was_away = False
         self._gap = False
         self._deaths = 0
+        self._has_ended = False
 
     # ------------------------------------------------------------ life
 
@@ -106,6 +107,7 @@ class Kernel:
 
     async def end(self, *, now: bool = False) -> None:
         """End it if it was started here, else leave it alone; what waits for it fails."""
+        self._has_ended = True
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
@@ -123,6 +125,8 @@ class Kernel:
     async def restart(self) -> None:
         """Another process in its place; what it had ends. Raises KernelError."""
         async with self._restarting:
+            if self._has_ended:
+                raise KernelError("the kernel has ended, and its worker goes; start another")
             if not self.process.can_restart:
                 await self.process.restart(now=True)  # says why not
             self._deaths = 0
@@ -131,15 +135,19 @@ class Kernel:
     async def shutdown(self) -> None:
         """End it, one that was attached to as well, and tell so. Raises KernelError."""
         async with self._restarting:
+            if self._has_ended:
+                return  # another has asked for it before
             if not self.process.can_restart and not self.is_dead:
                 await self._ask_own("control", "shutdown_request", {"restart": False})
             self._tell("dead")
             await self.end()
 
     async def interrupt(self) -> None:
-        """Interrupt what it is doing. Raises KernelError."""
+        """Interrupt what it is doing; nothing while it starts again. Raises KernelError."""
         if self.is_dead:
             raise KernelError("the kernel is dead; `restart` starts it again")
+        if not self._ready.is_set():
+            return
         if not await self.process.interrupt():
             await self._ask_own("control", "interrupt_request", {})
 

@@ -8,7 +8,9 @@ import uuid
 from typing import Any
 
 from broker.core.access import is_name
-from broker.peer.errors import BrokerError
+from broker.peer.errors import BrokerError, NoEndpoint
+from broker.peer.session import Options
+from broker.peer.values import encode
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.process import KernelError, Started, find_specs_aside
 from broker.worker.kernel.worker import GRACE_S, KernelWorker
@@ -20,6 +22,8 @@ KERNELS_MAX = 16
 """kernels at once"""
 START_DEADLINE_S = 120.0
 """of requests here: a kernel may take a minute until it answers"""
+
+_LOOKING = Options(timeout=10.0, idempotent=True)
 
 
 class KernelsWorker(Worker):
@@ -69,6 +73,7 @@ class KernelsWorker(Worker):
             raise Fault(text, data={"type": "KernelsMax", "message": text}, retryable=True)
         self._starting.add(number)
         try:
+            await self._check_free(endpoint)
             process = Started(name or self._default)
             worker = KernelWorker(endpoint, process, self._url, self._token, name=self.name, grace=self._grace)
             await worker.start()
@@ -81,6 +86,18 @@ class KernelsWorker(Worker):
         self.kernels[number] = worker
         self._leaving[number] = asyncio.get_running_loop().create_task(self._forget(number, worker))
         return await self._view(number, worker)
+
+    async def _check_free(self, endpoint: str) -> None:
+        """Raises Fault where there is a kernel already: two at one endpoint would share its callers' cells."""
+        connection = self._connection
+        assert connection is not None
+        params, _ = encode({"endpoint": endpoint})
+        try:
+            told = await connection.request("broker.describe", params, (), _LOOKING)
+        except NoEndpoint:
+            return
+        if told["workers"]:
+            raise _fault("KernelExists", f"{endpoint} is served already; take another id")
 
     async def list(self) -> list[dict[str, Any]]:
         """The kernels that run here: `{id, endpoint, name, execution_state, …}` each, as `state` tells."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -65,6 +65,7 @@ class KernelWorker(Worker):
         self._unmarked = self._unmarked_bytes = 0
         self._landed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
+        self._lives: set[asyncio.Task[None]] = set()
         for method in (
             self.shell, self.control, self.stdin, self.execute, self.complete, self.inspect, self.is_complete,
             self.history, self.kernel_info, self.comm_info, self.interrupt, self.restart, self.shutdown, self.state,
@@ -88,6 +89,10 @@ class KernelWorker(Worker):
     async def stop(self, *, now: bool = False) -> None:
         """Go, and end the kernel if it was started here."""
         await super().stop(now=now)
+        if self._lives:
+            for task in self._lives:
+                task.cancel()
+            await asyncio.wait(self._lives)
         if self._publishing is not None:
             self._publishing.cancel()
             await asyncio.wait((self._publishing,))
@@ -193,12 +198,28 @@ class KernelWorker(Worker):
 
     async def restart(self) -> None:
         """Another process in its place; what the kernel had ends."""
-        await _or_fault(self.kernel.restart())
+        await self._whole(self.kernel.restart())
 
     async def shutdown(self) -> None:
         """End the kernel; its worker goes too."""
-        await _or_fault(self.kernel.shutdown())
-        self._leaving = asyncio.get_running_loop().create_task(self.stop())
+        await self._whole(self._end_both())
+
+    async def _end_both(self) -> None:
+        await self.kernel.shutdown()
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self.stop())
+
+    async def _whole(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Do it to its end, whoever goes meanwhile: a kernel that is half restarted would answer nobody, for ever."""
+        task = asyncio.get_running_loop().create_task(doing)
+        self._lives.add(task)
+        task.add_done_callback(self._lived)
+        await _or_fault(asyncio.shield(task))
+
+    def _lived(self, task: asyncio.Task[None]) -> None:
+        self._lives.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("%s", task.exception())
 
     async def state(self) -> dict[str, Any]:
         """`{execution_state, last_activity, waiting, deaths, dropped_bytes, name}`; dropped on the way to listeners."""
