@@ -8,14 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from broker.peer import errors
 from broker.worker.kernel.offering import KernelsWorker
-from broker.worker.kernel.process import Started
-from broker.worker.kernel.worker import KernelWorker
 from tests.peer.harness import SECRET, broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, kernel_running, outputs
 
@@ -47,7 +44,7 @@ def test_a_restart_that_is_asked_for_while_it_ends_starts_nothing() -> None:
         async with kernel_running() as (worker, client):
             ending = asyncio.create_task(client.call(f"{ENDPOINT}/shutdown"))
             await until(lambda: worker.kernel.is_dead or worker.kernel._restarting.locked(), "it has begun")
-            with pytest.raises((errors.RemoteError, errors.NoWorker), match="ended|no worker"):
+            with pytest.raises((errors.RemoteError, errors.NoWorker), match=r"ended|no worker"):
                 await client.call(f"{ENDPOINT}/restart")
             await ending
             await worker.wait()
