@@ -19,6 +19,7 @@ _BOUNDS = (
     ("text-max-bytes", 4 << 20, "Printed text that waits for one reader; beyond it, it is dropped and that is told."),
     ("waiting-max-bytes", 64 << 20, "Everything that waits for one reader; likewise."),
     ("held-max-bytes", 256 << 20, "Everything that waits for all readers of a kernel; likewise."),
+    ("sent-max-bytes", (16 << 20) - 65_536, "One message to the broker; less where its limits.message_max_bytes is."),
     ("message-max-bytes", 256 << 20, "One message of the kernel; a larger one is lost and that is told."),
     ("asked-max", 2000, "Requests that wait at the kernel; the next ends as KernelBusy."),
     ("asked-max-bytes", 256 << 20, "What those hold together."),

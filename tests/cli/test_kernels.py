@@ -48,9 +48,11 @@ def kernel_served(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         for line in worker.stderr:
             if "serving" in line:
                 break
-        yield worker
-        worker.send_signal(signal.SIGTERM)
-        worker.communicate(timeout=30)
+        try:
+            yield worker
+        finally:  # or a test that fails would wait for it
+            worker.send_signal(signal.SIGTERM)
+            worker.communicate(timeout=30)
         assert worker.returncode == 0
 
 
@@ -79,7 +81,7 @@ def test_a_kernel_is_served_and_called_from_the_command_line(monkeypatch: pytest
             status, _, err = done("call", "kernels.b/execute", '{"code": "1"}')
             assert (status, "Did you mean kernels.a?" in err) == (5, True)
             status, _, err = done("kernel", "connect", "kernels.x")
-            assert (status, "There are kernels.a." in err) == (5, True)
+            assert (status, "Endpoints here: kernels.a." in err) == (5, True)
 
 
 def test_ctrl_c_interrupts_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +186,18 @@ def test_on_a_terminal_input_is_asked_for_there(monkeypatch: pytest.MonkeyPatch)
                     said += os.read(parent, 1000)
                 assert calling.wait(20) == 0
             os.close(parent)
+
+
+def test_every_bound_is_an_option_with_the_same_default() -> None:
+    from broker.cli.kernels import kernel, kernels
+    from broker.worker.kernel.bounds import BOUNDS
+
+    for command in (kernel, kernels):
+        defaults = {option.name: option.default for option in command.params}
+        assert {name: defaults[name] for name in BOUNDS.__struct_fields__} == {
+            name: getattr(BOUNDS, name) for name in BOUNDS.__struct_fields__
+        }
+    status, _, err = done(
+        "work", "kernel", "--endpoint", "kernels.a", "--asked-max", "0", "--url", "http://127.0.0.1:1"
+    )
+    assert (status, "asked_max 0 is not between 1" in err) == (2, True)

@@ -19,6 +19,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """everything that waits for one reader; beyond it the rest is dropped too"""
     held_max_bytes: int = 256 << 20
     """everything that waits for all readers of this kernel together; beyond it likewise"""
+    sent_max_bytes: int = (16 << 20) - 65_536
+    """one message to the broker: below its `limits.message_max_bytes`, for it breaks the link of who sends more"""
     message_max_bytes: int = 256 << 20
     """a larger message of the kernel's breaks the connection it came over, and it is said that output is missing"""
     asked_max: int = 2000

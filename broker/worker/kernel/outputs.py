@@ -15,8 +15,6 @@ from broker.worker.kernel.bounds import BOUNDS, Bounds, Held
 
 PIECE_MAX_BYTES = 256 << 10
 """text of one stream message: longer ones are cut, shorter ones that wait behind one another are joined"""
-MESSAGE_MAX_BYTES = (16 << 20) - 65_536
-"""a message that is larger cannot go through the broker"""
 
 
 class _StreamContent(msgspec.Struct):
@@ -108,7 +106,7 @@ class Outputs:
         size = received.size
         if received.header.msg_type == "stream" and (self._waiting or size > PIECE_MAX_BYTES or self._dropped):
             self._put_text(received, number)
-        elif size > MESSAGE_MAX_BYTES:
+        elif size > self._bounds.sent_max_bytes:
             self._drop(received, f"a {_kind(received)} message of {size} bytes, more than a message may have", size)
         elif not self._has_room(size):
             self._drop(received, f"{_kind(received)} messages", size)

@@ -304,7 +304,7 @@ class KernelWorker(Worker):
         try:
             while (item := await asking.outputs.get()) is not None:
                 await request.send(item)
-            return await asking.replied
+            return self._fitting(await asking.replied)
         except BaseException:  # it was cancelled, or an item could not be sent: either way nobody waits any more
             await asyncio.shield(kernel.cancel(asking))
             raise
@@ -312,6 +312,14 @@ class KernelWorker(Worker):
             asking.outputs.clear()
             if not asking.is_cancelled:
                 kernel.done(asking)
+
+    def _fitting(self, received: Received | None) -> Received | None:
+        """A reply, which the session cuts into pieces above 16 MiB. Raises Fault where the broker takes less."""
+        most = self.kernel.bounds.sent_max_bytes
+        if received is not None and most < BOUNDS.sent_max_bytes and received.size > most:
+            text = f"the kernel's reply of {received.size} bytes is above the bound of {most} bytes (--sent-max-bytes)"
+            raise Fault(text, data={"type": "TooLarge", "message": text})
+        return received
 
     # ------------------------------------------------------------ broadcasts
 

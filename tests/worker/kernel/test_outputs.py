@@ -12,7 +12,7 @@ from broker.links.kernel_channel import Received, read
 from broker.peer.values import decode
 from broker.wire.kernel import KernelMessage
 from broker.worker.kernel.bounds import BOUNDS, Bounds, Held
-from broker.worker.kernel.outputs import MESSAGE_MAX_BYTES, PIECE_MAX_BYTES, Outputs, as_item, as_part
+from broker.worker.kernel.outputs import PIECE_MAX_BYTES, Outputs, as_item, as_part
 
 PARENT = {"msg_id": "p", "msg_type": "execute_request"}
 
@@ -78,7 +78,7 @@ def test_above_the_bound_text_goes_first_and_what_is_missing_is_told_where_it_wa
 
 def test_what_is_larger_than_a_message_and_what_does_not_fit_is_told_by_its_kind() -> None:
     outputs = Outputs()
-    outputs.put(made("display_data", {"data": {}}, b"x" * (MESSAGE_MAX_BYTES + 1)))
+    outputs.put(made("display_data", {"data": {}}, b"x" * (BOUNDS.sent_max_bytes + 1)))
     for _ in range(6):
         outputs.put(made("comm_msg", {}, b"x" * (12 << 20)))
     found = taken(outputs)
