@@ -67,6 +67,27 @@ def test_what_is_refused_says_why(house: House, method: str, path: str, token: s
         assert method not in headers["Allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api"), ("GET", "/api/kernelspecs"), ("GET", "/api/kernels"), ("POST", "/api/kernels"),
+        ("GET", "/api/kernels/k1"), ("DELETE", "/api/kernels/k1"), ("POST", "/api/kernels/k1/interrupt"),
+        ("POST", "/api/kernels/k1/restart"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_another_sites_page_may_nothing_even_with_a_token(house: House, method: str, path: str, origin: str) -> None:
+    where = urlsplit(house.url)
+    for credential in (f"Authorization: token {USER}", f"Cookie: {USER}"):
+        with socket.create_connection((where.hostname, where.port)) as caller:
+            caller.sendall(
+                f"{method} {path}?token={USER} HTTP/1.1\r\nHost: {where.netloc}\r\nOrigin: {origin}\r\n{credential}\r\n"
+                "Content-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert caller.recv(100).startswith(b"HTTP/1.1 403 ")
+    assert house.request("GET", "/api/kernels/k1")[2]["execution_state"] in ("idle", "busy")
+
+
 @pytest.mark.parametrize("body", [7, [], "x", {"name": 7}])
 def test_a_body_that_is_none_is_refused(house: House, body: Any) -> None:
     assert house.request("POST", "/api/kernels", body=body)[0] == 400
