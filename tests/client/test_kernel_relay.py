@@ -144,7 +144,7 @@ def test_a_reply_does_not_wait_for_the_kernels_last_word_and_comes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here the last word, that it is idle, never comes at all."""
-    monkeypatch.setattr(asking, "TRAILS_S", 3.0)
+    monkeypatch.setattr(asking, "TRAILS_S", 1.5)
 
     def use(path: Path, kernel: Kernel) -> None:
         client = blocking(path)

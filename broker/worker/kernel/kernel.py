@@ -215,6 +215,8 @@ class Kernel:
 
     def _settle(self) -> None:
         self.is_dead = False
+        if self.state in ("starting", "restarting", "dead"):
+            self.state = "idle"  # it has answered; its own word may have been said before anybody was subscribed
         self._ready.set()
         self._settled.set()
 
