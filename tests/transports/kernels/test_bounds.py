@@ -285,7 +285,10 @@ def test_other_topics_are_not_the_kernels(house: House, kernel: Pretended) -> No
         assert not page.inbox
 
 
-def test_a_worker_that_tells_no_state_is_listed_all_the_same(house: House, kernel: Pretended) -> None:
+def test_a_worker_that_tells_no_state_is_listed_all_the_same(
+    house: House, kernel: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.transports.kernels.rest.STATE_S", 0.2)
     kernel.silent = {"state"}
     model = house.request("GET", f"/api/kernels/{number_of(kernel)}")[2]
     assert (model["execution_state"], model["name"]) == ("unknown", "none")

@@ -110,3 +110,23 @@ def test_a_kernel_does_not_outlive_a_worker_that_is_killed(how: signal.Signals) 
                     await until(lambda: not alive(pid), "it is gone")
 
     run(main)
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_worker_that_is_ended_while_its_kernel_starts_leaves_none() -> None:
+    async def main() -> None:
+        async with broker_running() as broker:
+            environment = os.environ | {"BROKER_URL": broker.url, "BROKER_TOKEN": SECRET}
+            command = [sys.executable, "-m", "broker", "work", "kernel", "--endpoint", ENDPOINT]
+            for how in (signal.SIGTERM, signal.SIGINT):
+                with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as worker:
+                    await until(lambda: children(worker.pid), "its kernel is started")
+                    (kernel,) = children(worker.pid)
+                    worker.send_signal(how)
+                    await asyncio.to_thread(worker.wait, 20)
+                    await until(lambda: not alive(kernel), "it is gone")  # noqa: B023
+
+    run(main)
