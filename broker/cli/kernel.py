@@ -18,6 +18,8 @@ from broker.peer.errors import NoEndpoint
 if TYPE_CHECKING:
     from broker.client.kernel_relay import KernelRelay
 
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+
 
 @click.group()
 def kernel() -> None:
@@ -30,11 +32,16 @@ def kernel() -> None:
     "--connection-file", type=click.Path(path_type=Path), help="Where to write it.  [default: ENDPOINT.json in this "
     "folder]",
 )  # fmt: skip
+@click.option("--waiting-max", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="Messages of "
+              "clients here that wait to be passed on; a request beyond that is answered with an error.")  # fmt: skip
+@click.option("--waiting-max-bytes", type=click.IntRange(1, 1 << 40), default=64 << 20, show_default=True,
+              help="What those hold together.")  # fmt: skip
 @grace_option
 @broker_options
 def connect(
-    endpoint: str, connection_file: Path | None, grace: float, url: str | None, token: str | None, as_json: bool
-) -> None:
+    endpoint: str, connection_file: Path | None, waiting_max: int, waiting_max_bytes: int, grace: float,
+    url: str | None, token: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Make the kernel at ENDPOINT usable as if it ran here, until Ctrl-C.
 
     Writes a connection file for `jupyter console --existing FILE`, `jupyter qtconsole --existing FILE` and
@@ -52,7 +59,9 @@ def connect(
 
     async def relay(client: AsyncClient) -> None:
         try:
-            async with KernelRelay(client, endpoint) as relay:
+            async with KernelRelay(
+                client, endpoint, waiting_max=waiting_max, waiting_max_bytes=waiting_max_bytes
+            ) as relay:
                 write_connection_file(path, relay.info)
                 try:
                     if as_json:
@@ -72,16 +81,18 @@ def connect(
 
 
 async def _until_ended(relay: KernelRelay) -> None:
-    """Wait for SIGTERM; Ctrl-C cancels. Raises what ends the relay otherwise."""
+    """Wait for SIGTERM, or SIGHUP of a terminal that is closed; Ctrl-C cancels. Raises what ends it otherwise."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    for number in _ENDS:
+        loop.add_signal_handler(number, ended.set)
     relaying, told = loop.create_task(relay.wait()), loop.create_task(ended.wait())
     try:
         await asyncio.wait((relaying, told), return_when=asyncio.FIRST_COMPLETED)
         if relaying.done():
             relaying.result()
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in _ENDS:
+            loop.remove_signal_handler(number)
         for task in (relaying, told):
             task.cancel()

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from broker.cli.exits import Exit, Failure
-from broker.cli.work import link_options, run_worker
+from broker.cli.work import Command, link_options, run_worker
 
 if TYPE_CHECKING:
     from broker.worker.worker import Worker
 
 GRACE_S = 30.0
 DEFAULT = "python3"
+_BOUNDS = (
+    ("text-max-bytes", 4 << 20, "Printed text that waits for one reader; beyond it, it is dropped and that is told."),
+    ("waiting-max-bytes", 64 << 20, "Everything that waits for one reader; likewise."),
+    ("held-max-bytes", 256 << 20, "Everything that waits for all readers of a kernel; likewise."),
+    ("sent-max-bytes", (16 << 20) - 65_536, "One message to the broker; less where its limits.message_max_bytes is."),
+    ("message-max-bytes", 256 << 20, "One message of the kernel; a larger one is lost and that is told."),
+    ("asked-max", 2000, "Requests that wait at the kernel; the next ends as KernelBusy."),
+    ("asked-max-bytes", 256 << 20, "What those hold together."),
+    ("start-s", 60.0, "Seconds until a kernel that was started has to answer."),
+    ("attach-s", 10.0, "Seconds until one that is attached to has to."),
+    ("restarts-max", 5, "Deaths in a row after which it is not started again."),
+)
+"""The members of `Bounds`: here too, because its module is imported when it is needed only; a test compares them."""
+
+
+def bounds_options(command: Command) -> Command:
+    """Adds an option for each bound."""
+    for name, default, text in reversed(_BOUNDS):
+        command = click.option(f"--{name}", type=type(default), default=default, show_default=True, help=text)(command)
+    return command
 
 
 @click.command()
@@ -24,16 +44,18 @@ DEFAULT = "python3"
     "--connection-file", type=click.Path(path_type=Path), help="A kernel that runs, instead of starting one; it is "
     "left running.",
 )  # fmt: skip
+@bounds_options
 @link_options(GRACE_S)
 def kernel(
     endpoint: str, name: str | None, connection_file: Path | None, grace: float, no_wait: bool, url: str | None,
-    token: str | None, as_json: bool,
+    token: str | None, as_json: bool, **bounds: Any,
 ) -> None:  # fmt: skip
     """Serve a Jupyter kernel: started here and ended with this command, or attached to.
 
     Its ports stay on this machine. `broker kernel connect` brings notebooks and consoles to it from anywhere, and
     `broker call ENDPOINT/execute` runs code.
     """
+    from broker.worker.kernel.bounds import Bounds
     from broker.worker.kernel.process import Attached, Started
     from broker.worker.kernel.worker import KernelWorker
 
@@ -41,7 +63,7 @@ def kernel(
         raise Failure(Exit.USAGE, "--name starts a kernel, --connection-file attaches to one; give one of them")
     process = Started(name or DEFAULT) if connection_file is None else Attached(connection_file)
     try:
-        worker = KernelWorker(endpoint, process, url, token, grace=grace, wait=not no_wait)
+        worker = KernelWorker(endpoint, process, url, token, grace=grace, wait=not no_wait, bounds=Bounds(**bounds))
     except ValueError as error:
         raise Failure(Exit.USAGE, str(error)) from None
     _run(worker, as_json=as_json)
@@ -52,20 +74,29 @@ def kernel(
               "served as ENDPOINT.ID.")  # fmt: skip
 @click.option("--name", default=DEFAULT, show_default=True, help="The kernel for who names none.")
 @click.option("--kernels-max", type=click.IntRange(1, 1000), default=16, show_default=True, help="Kernels at a time.")
+@bounds_options
 @link_options(GRACE_S)
 def kernels(
     endpoint: str, name: str, kernels_max: int, grace: float, no_wait: bool, url: str | None, token: str | None,
-    as_json: bool,
+    as_json: bool, **bounds: Any,
 ) -> None:  # fmt: skip
     """Start Jupyter kernels for who asks, and serve each as ENDPOINT.ID: specs, start, list, stop.
 
     They end with this command.
     """
+    from broker.worker.kernel.bounds import Bounds
     from broker.worker.kernel.offering import KernelsWorker
 
     try:
         worker = KernelsWorker(
-            endpoint, url, token, kernels_max=kernels_max, default=name, grace=grace, wait=not no_wait
+            endpoint,
+            url,
+            token,
+            kernels_max=kernels_max,
+            default=name,
+            grace=grace,
+            wait=not no_wait,
+            bounds=Bounds(**bounds),
         )
     except ValueError as error:
         raise Failure(Exit.USAGE, str(error)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -15,7 +16,7 @@ from broker.client.stream import Stream
 from broker.links.kernel_channel import Channel, Header, Received
 from broker.links.session import Session, new_key, now
 from broker.links.zeromq_socket import Reader, send
-from broker.peer.errors import BrokerError, RemoteError
+from broker.peer.errors import BrokerError, Overloaded, RemoteError
 from broker.peer.values import Encoded
 from broker.wire.connection_file import ConnectionInfo
 from broker.wire.kernel import KernelMessage
@@ -28,6 +29,10 @@ LISTENED_S = 1.0
 """how long requests wait for the first subscription to IOPub: what is published before it reaches nobody"""
 ENDED_KEPT = 1000
 """requests that have ended, of which it is known how much of what the kernel said about them was passed on"""
+WAITING_MAX = 1000
+"""messages of clients here that wait to be passed on, as they do while the broker is away; the next is refused"""
+WAITING_MAX_BYTES = 64 << 20
+"""what those hold together; one alone is always taken"""
 QUEUE_MAX = 10_000
 """messages that wait for one local client in ZeroMQ; to one that does not read, IOPub drops"""
 
@@ -48,11 +53,21 @@ class KernelRelay:
 
     Everything is signed with a key of its own. What clients here ask goes to the kernel as requests with the deadline
     of its endpoint; what the kernel says about them comes as their items, so that nothing of it is dropped on the way,
-    and all else it says as broadcasts.
+    and all else it says as broadcasts. At most `waiting_max` messages of `waiting_max_bytes` wait here until they can
+    be passed on; a request beyond that is answered with an error, `Overloaded`, and `refused` counts it.
     """
 
-    def __init__(self, client: AsyncClient, endpoint: str) -> None:
+    def __init__(
+        self, client: AsyncClient, endpoint: str, *, waiting_max: int = WAITING_MAX,
+        waiting_max_bytes: int = WAITING_MAX_BYTES,
+    ) -> None:  # fmt: skip
         self.endpoint = endpoint
+        self.refused = 0
+        """messages of clients here that were not passed on: too many waited, or nobody had asked for that input"""
+        self._waiting_max = waiting_max
+        self._waiting_max_bytes = waiting_max_bytes
+        self._waiting = self._waiting_bytes = 0
+        self._questions: set[tuple[bytes, ...]] = set()  # who here has been asked for input
         self._client = client
         self._session = Session(new_key())
         self._channels: dict[str, Channel] = {}
@@ -135,7 +150,7 @@ class KernelRelay:
 
         for name in ("shell", "control", "stdin"):
             queue = self._queues[name] = asyncio.Queue()
-            self._channels[name] = Channel(name, bind(name, zmq.ROUTER), self._session, queue.put_nowait)
+            self._channels[name] = Channel(name, bind(name, zmq.ROUTER), self._session, partial(self._take, queue))
             self._begin(self._ask_on(name, queue))
         loop = asyncio.get_running_loop()
         publishing = bind("iopub", zmq.XPUB)
@@ -171,10 +186,33 @@ class KernelRelay:
             welcome = self._own("iopub_welcome", {"subscription": told[1:].decode("utf-8", "replace")}, NOTHING)
             self._publish(welcome, topic=told[1:])
 
+    def _take(self, queue: asyncio.Queue[Received], received: Received) -> None:
+        """One message of a client here: it waits its turn, or is refused."""
+        size = self._waiting_bytes + received.size
+        if self._waiting and (self._waiting >= self._waiting_max or size > self._waiting_max_bytes):
+            detail = f"{self._waiting} messages wait here to be passed on, as many or as large as may; try again later"
+            self._refuse(received, detail)
+        elif received.message.channel == "stdin" and received.identities not in self._questions:
+            self._refuse(received, "input of a client here that was asked for none")
+        else:
+            if received.message.channel == "stdin":
+                self._questions.discard(received.identities)
+            self._waiting += 1
+            self._waiting_bytes += received.size
+            queue.put_nowait(received)
+
+    def _refuse(self, received: Received, detail: str) -> None:
+        self.refused += 1
+        if self.refused == 1:
+            log.warning("%s: refused: %s", self.endpoint, detail)
+        self._fail(received, Overloaded(detail, endpoint=self.endpoint), is_told=True)
+
     async def _ask_on(self, name: str, queue: asyncio.Queue[Received]) -> None:
         """Pass on what comes over one channel, in its order."""
         while True:
             received = await queue.get()
+            self._waiting -= 1
+            self._waiting_bytes -= received.size
             if name != "stdin" and not self._listened.is_set():
                 try:
                     async with asyncio.timeout(LISTENED_S):
@@ -219,11 +257,15 @@ class KernelRelay:
             self._fail(received, error, has_replied=has_replied)
         finally:
             self._asking.pop(msg_id, None)
+            if not any(each.identities == received.identities for each in self._asking.values()):
+                self._questions.discard(received.identities)
 
     def _pass_back(self, received: Received, item: dict[str, Any]) -> bool:
         """Pass on one message about a request, and say whether it was its reply."""
         message = _message(item["channel"], item)
         if message.channel != "iopub":
+            if message.channel == "stdin":
+                self._questions.add(received.identities)
             self._reply(received, message)
             return message.channel != "stdin"
         self._note(received.header.msg_id, item.get("n", 0))
@@ -237,9 +279,12 @@ class KernelRelay:
         except zmq.ZMQError as error:
             log.info("a reply has nobody to go to any more: %s", error)
 
-    def _fail(self, received: Received, error: BrokerError, *, has_replied: bool = False) -> None:
+    def _fail(
+        self, received: Received, error: BrokerError, *, has_replied: bool = False, is_told: bool = False
+    ) -> None:
         """A request that ended in no reply of the kernel's ends for its client too, as if the kernel had said so."""
-        log.warning("%s", error)
+        if not is_told:
+            log.warning("%s", error)
         kind = received.header.msg_type
         if received.message.channel == "stdin" or not kind.endswith("_request"):
             return

@@ -485,6 +485,16 @@ class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(gt=0, le=600, description="Seconds for which a kernel may take to answer before a new front end is let "
              "through to it all the same."),
     ] = 10  # fmt: skip
+    deadline_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Seconds for which a request to start, restart, interrupt or end a kernel may "
+             "take; beyond it is 504."),
+    ] = 150  # fmt: skip
+    header_max_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=16 * MIB, description="Bytes of the header of one message of a front end; one with a longer "
+             "one is malformed."),
+    ] = 65_536  # fmt: skip
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -186,3 +186,18 @@ def test_on_a_terminal_input_is_asked_for_there(monkeypatch: pytest.MonkeyPatch)
                     said += os.read(parent, 1000)
                 assert calling.wait(20) == 0
             os.close(parent)
+
+
+def test_every_bound_is_an_option_with_the_same_default() -> None:
+    from broker.cli.kernels import kernel, kernels
+    from broker.worker.kernel.bounds import BOUNDS
+
+    for command in (kernel, kernels):
+        defaults = {option.name: option.default for option in command.params}
+        assert {name: defaults[name] for name in BOUNDS.__struct_fields__} == {
+            name: getattr(BOUNDS, name) for name in BOUNDS.__struct_fields__
+        }
+    status, _, err = done(
+        "work", "kernel", "--endpoint", "kernels.a", "--asked-max", "0", "--url", "http://127.0.0.1:1"
+    )
+    assert (status, "asked_max 0 is not between 1" in err) == (2, True)

@@ -144,7 +144,7 @@ def test_a_reply_does_not_wait_for_the_kernels_last_word_and_comes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here the last word, that it is idle, never comes at all."""
-    monkeypatch.setattr(asking, "TRAILS_S", 3.0)
+    monkeypatch.setattr(asking, "TRAILS_S", 1.5)
 
     def use(path: Path, kernel: Kernel) -> None:
         client = blocking(path)
@@ -194,6 +194,85 @@ def test_broadcasts_that_are_no_messages_end_no_relay(tmp_path: Path) -> None:
     run(main)
 
 
+def test_input_is_taken_of_the_client_alone_that_was_asked(tmp_path: Path) -> None:
+    def use(path: Path, relay: KernelRelay) -> None:
+        one, two = blocking(path), blocking(path)
+
+        def answer(_: Any) -> None:
+            refused = relay.refused
+            two.input("of another")
+            while relay.refused == refused:
+                time.sleep(0.005)
+            one.input("of mine")
+
+        shown, _ = execute(one, "input('name? ')", stdin_hook=answer)
+        results = [each["content"]["data"]["text/plain"] for each in shown if each["msg_type"] == "execute_result"]
+        assert results == ["'of mine'"]
+        one.input("of nobody")
+        one.stop_channels()
+        two.stop_channels()
+
+    async def main() -> None:
+        async with kernel_running() as (_, client), KernelRelay(client, ENDPOINT) as relay:
+            write_connection_file(tmp_path / "k.json", relay.info)
+            await asyncio.to_thread(use, tmp_path / "k.json", relay)
+            await until(lambda: relay.refused == 2, "what nobody asked for is refused")
+
+    run(main)
+
+
+def test_what_waits_to_be_passed_on_is_bounded_and_the_next_is_answered(tmp_path: Path) -> None:
+    def use(path: Path) -> None:
+        client = jupyter_client.BlockingKernelClient(connection_file=str(path))
+        client.load_connection_file()
+        client.start_channels(iopub=False, hb=False)  # until somebody hears the kernel, requests wait
+        asked = [client.kernel_info() for _ in range(5)]
+        replies = [client.get_shell_msg(timeout=20) for _ in asked]
+        assert {reply["parent_header"]["msg_id"] for reply in replies} == set(asked), "one each"
+        names = [reply["content"].get("ename") for reply in replies]
+        assert "Overloaded" in names and None in names
+        assert {reply["msg_type"] for reply in replies} == {"kernel_info_reply"}
+        client.stop_channels()
+
+    async def main() -> None:
+        async with kernel_running() as (_, client), KernelRelay(client, ENDPOINT, waiting_max=2) as relay:
+            write_connection_file(tmp_path / "k.json", relay.info)
+            await asyncio.to_thread(use, tmp_path / "k.json")
+            assert relay.refused >= 2
+
+    run(main)
+
+
+def test_an_interrupt_request_has_its_busy_and_idle(tmp_path: Path) -> None:
+    """As from a kernel itself: there are clients that wait for the last word of every request."""
+
+    def words(path: Path) -> list[tuple[str, Any]]:
+        client = blocking(path)
+        message = client.session.msg("interrupt_request", {})
+        client.session.send(client.control_channel.socket, message)
+        assert client.get_control_msg(timeout=20)["content"]["status"] == "ok"
+        found: list[tuple[str, Any]] = []
+        while not found or found[-1][1] != "idle":
+            told = client.get_iopub_msg(timeout=20)
+            if told["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                found.append((told["msg_type"], told["content"].get("execution_state")))
+        client.stop_channels()
+        return found
+
+    async def main() -> None:
+        manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=str(tmp_path / "own.json"))
+        await manager.start_kernel()
+        try:
+            async with kernel_running() as (_, client), KernelRelay(client, ENDPOINT) as relay:
+                write_connection_file(tmp_path / "k.json", relay.info)
+                relayed = await asyncio.to_thread(words, tmp_path / "k.json")
+                assert relayed == await asyncio.to_thread(words, tmp_path / "own.json")
+        finally:
+            await manager.shutdown_kernel(now=True)
+
+    run(main)
+
+
 def test_an_endpoint_that_is_no_kernel_is_refused() -> None:
     async def main() -> None:
         async with broker_running() as broker, kernel_running(broker=broker) as (_, client):
@@ -230,7 +309,7 @@ def test_jupyter_console_uses_what_kernel_connect_writes(tmp_path: Path) -> None
             console.sendline("bob")
             console.expect("'bob'")
             console.close(force=True)
-            connect.send_signal(signal.SIGTERM)
+            connect.send_signal(signal.SIGHUP)  # its terminal was closed
             assert connect.wait(20) == 0
         assert not path.exists(), "what was written is removed"
 

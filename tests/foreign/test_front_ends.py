@@ -85,6 +85,11 @@ def test_jupyter_kernel_client(house: House) -> None:
     assert (found["asked"], found["answered"]) == (["who? "], "hello lab\n")
     assert (found["interrupted"], found["restarted"]) == ("KeyboardInterrupt", "NameError")
     assert (found["value"], found["listed"]) == ("2", True)
+    channels = found["channels"]
+    assert channels["comms"] == {"echo": {"echo": {"n": 1}}, "buffers": [[2, 1, 0], [], [255]]}
+    assert channels["both"] == {"seen": True, "shared": "ok", "own": "ok", "others": False}
+    assert channels["replayed"] == {"status": "ok", "text": "0\n1\n2\n3\n", "again": True}
+    assert channels["died"] == {"ename": "KernelDied", "count": 1}
     registry, name = house.broker.router.registry, f"kernels.{found['own']}"
     house.until(lambda: name not in registry.by_name or not registry.by_name[name].registrations, "it has been ended")
     house.end(offering)

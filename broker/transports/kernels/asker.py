@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import msgspec
 
-from broker.auth.admission import Admission
 from broker.auth.facts import Refused
 from broker.core.access import Principal, Role
 from broker.core.errors import OK
@@ -16,6 +15,7 @@ from broker.core.events import Asked, Attached, Detached
 from broker.core.ids import WireId
 from broker.core.messages import Body, End, Message, Options
 from broker.core.sessions import Session
+from broker.transports.kernels.door import KernelDoor
 
 
 class Failed(Exception):
@@ -39,7 +39,7 @@ class Asker:
 
     takes_binary = False
 
-    def __init__(self, door: Admission, principal: Principal) -> None:
+    def __init__(self, door: KernelDoor, principal: Principal) -> None:
         self._door = door
         self._engine = door.engine
         self._principal = principal
@@ -56,12 +56,17 @@ class Asker:
         )  # fmt: skip
         self._engine.feed(attached)
         self._session = self._engine.router.sessions.by_id[number]
+        self._door.hung_up = self._hung_up
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._door.hung_up = None
         self._leave(1000, "")
+
+    def _hung_up(self) -> None:
+        self._leave(1000, "the client hung up")
 
     def _leave(self, code: int, reason: str) -> None:
         session, self._session = self._session, None

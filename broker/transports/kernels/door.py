@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from broker.auth.admission import Admission
@@ -22,6 +24,8 @@ class KernelDoor(Admission):
 
     readers = JUPYTER_READERS
     front_ends: FrontEnds
+    hung_up: Callable[[], None] | None = None
+    """told when the client has"""
 
     def authenticate(self) -> Principal:
         """Who is asking. Raises Refused; without a valid credential 403, as Jupyter's clients expect it."""
@@ -32,6 +36,12 @@ class KernelDoor(Admission):
                 raise Refused(403, refused.reason) from None
             raise
 
+    def on_connection_close(self) -> None:
+        """The client hung up: nobody waits for what it asked."""
+        super().on_connection_close()
+        if self.hung_up is not None:
+            self.hung_up()
+
     def refusal(self, status: int, reason: str) -> bytes:
         """As everywhere, with the member `message` from which Jupyter's clients tell why."""
         return msgspec.json.encode({"message": reason, "error": reason, "status": status})
@@ -41,12 +51,17 @@ class KernelDoor(Admission):
         name = PREFIX + number
         if not is_name(name):
             raise Refused(404, f"no kernel can be called {number[:128]!r}")
-        if not roles_at(principal.grants, name) & Role.CALLER:
-            raise Refused(403, f"{principal.name} may not be caller at {name}")
+        self.check_caller(principal, name)
         endpoint = self.engine.router.registry.by_name.get(name)
         if endpoint is None or not endpoint.registrations:
             raise Refused(404, f"no worker serves {name}: there is no such kernel now")
         return endpoint
+
+    @staticmethod
+    def check_caller(principal: Principal, name: str) -> None:
+        """Raises Refused 403 for who may not call an endpoint."""
+        if not roles_at(principal.grants, name) & Role.CALLER:
+            raise Refused(403, f"{principal.name} may not be caller at {name}")
 
     def kernels(self, principal: Principal) -> list[Endpoint]:
         """The kernels that are served, and that somebody may call."""

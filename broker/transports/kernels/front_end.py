@@ -19,6 +19,7 @@ from broker.engine.engine import Engine
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.links.session import new_id, now
+from broker.transports.kernels.away import Away
 from broker.transports.kernels.pace import Pace
 from broker.transports.kernels.waiting import Gap, Output, Waiting
 from broker.wire.kernel import (
@@ -134,17 +135,18 @@ class FrontEnd:
     """
 
     __slots__ = (
-        "_away", "_counted", "_dialect", "_engine", "_gone", "_held_at", "_hold_again_at", "_link", "_links",
+        "_absent", "_away", "_counted", "_dialect", "_engine", "_gone", "_held_at", "_hold_again_at", "_link", "_links",
         "_looking", "_nudge", "_nudged", "_numbers", "_pace", "_pending", "_sent", "_session", "_settings", "_waiting",
-        "ended", "endpoint",
+        "ended", "endpoint", "principal",
     )  # fmt: skip
 
     takes_binary = True
 
     def __init__(
-        self, engine: Engine, links: LoopLinks, settings: Kernels, pace: Pace, endpoint: str,
-        ended: Callable[[FrontEnd], None],
+        self, engine: Engine, links: LoopLinks, settings: Kernels, pace: Pace, absent: Away, principal: str,
+        endpoint: str, ended: Callable[[FrontEnd], None],
     ) -> None:  # fmt: skip
+        self.principal = principal
         self.endpoint = endpoint
         self.ended = ended
         """told when it has"""
@@ -152,6 +154,7 @@ class FrontEnd:
         self._links = links
         self._settings = settings
         self._pace = pace
+        self._absent = absent
         self._session: Session | None = None
         self._link: Link | None = None
         self._dialect: Dialect = V1Dialect()
@@ -200,6 +203,7 @@ class FrontEnd:
             self._away.cancel()
             self._away = None
         self._gone = False
+        self._absent.drop(self)
         link.start(_Receiver(self, link))
         if not self._nudged:
             link.pause_reading()
@@ -214,9 +218,10 @@ class FrontEnd:
         if self._session is None:
             return
         if code == NORMAL.code:
-            self._give_up()
+            self.give_up()
         else:
-            self._away = self._engine.loop.call_later(self._settings.away_s, self._give_up)
+            self._away = self._engine.loop.call_later(self._settings.away_s, self.give_up)
+            self._absent.keep(self, self._waiting.bytes)
 
     def _take_back(self, link: Link) -> None:
         """What was given to a link and never left this machine waits again."""
@@ -228,10 +233,13 @@ class FrontEnd:
         self._hold_again_at = 0
         self._count()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
         """It stays away: nothing waits for it any more."""
-        self._away = None
+        if self._away is not None:
+            self._away.cancel()
+            self._away = None
         self._gone = True
+        self._absent.drop(self)
         self._waiting.clear()
         self._count()
         self._leave_if_done()
@@ -246,6 +254,7 @@ class FrontEnd:
             if timer is not None:
                 timer.cancel()
         self._nudge = self._away = None
+        self._absent.drop(self)
         self._waiting.clear()
         self._sent.clear()
         self._let_go()
@@ -261,6 +270,9 @@ class FrontEnd:
         try:
             message = self._dialect.read(payload, binary=binary)
             header = read_header(message.header)
+            if len(message.header) > self._settings.header_max_bytes:  # kept until its request has ended
+                most = self._settings.header_max_bytes
+                raise KernelMessageError(f"a header of {len(message.header)} bytes is above the bound of {most}")
             if message.channel == "iopub":
                 raise KernelMessageError("a front end says nothing on iopub")
         except KernelMessageError as error:
@@ -389,6 +401,8 @@ class FrontEnd:
         self._count()
         if self._link is not None:
             self._hold(self._link)
+        elif self._away is not None:
+            self._absent.keep(self, self._waiting.bytes)
         return kept
 
     def _hold(self, link: Link) -> None:

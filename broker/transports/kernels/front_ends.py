@@ -11,6 +11,7 @@ from broker.core.events import Attached
 from broker.engine.engine import Engine
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
+from broker.transports.kernels.away import Away
 from broker.transports.kernels.front_end import Dialect, FrontEnd
 from broker.transports.kernels.pace import Pace
 
@@ -42,8 +43,9 @@ class FrontEnds:
     def __init__(self, engine: Engine, links: LoopLinks, settings: Kernels) -> None:
         self._engine = engine
         self._links = links
-        self._settings = settings
+        self.settings = settings
         self._pace = Pace(engine)
+        self._away = Away(engine)
         self._by_key: dict[Key, FrontEnd] = {}
         self._left_out_before = 0
 
@@ -63,7 +65,10 @@ class FrontEnds:
 
     def _make(self, key: Key, remote: str, principal: Principal, credential: Credential) -> FrontEnd:
         engine = self._engine
-        front_end = FrontEnd(engine, self._links, self._settings, self._pace, key.endpoint, lambda _: self._ended(key))
+        front_end = FrontEnd(
+            engine, self._links, self.settings, self._pace, self._away, key.principal, key.endpoint,
+            lambda _: self._ended(key),
+        )  # fmt: skip
         self._by_key[key] = front_end
         number = engine.next_session()
         engine.feed(

@@ -7,6 +7,7 @@ endpoint `kernels.ID` that a worker serves.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from broker.core.access import Principal
 from broker.core.errors import DENIED, NO_ENDPOINT, NO_METHOD, NO_WORKER
 from broker.core.registry import Endpoint
 from broker.transports.kernels.asker import Asker, Failed
-from broker.transports.kernels.door import OFFERING, KernelDoor
+from broker.transports.kernels.door import OFFERING, PREFIX, KernelDoor
 from broker.transports.kernels.models import info_of, kernel_model, specs_model
 
 STATE_S = 2.0
@@ -49,7 +50,7 @@ class RestDoor(KernelDoor):
         endpoint = self.kernel(principal, number)
         with Asker(self, principal) as asker:
             try:
-                await asker.ask(endpoint.name, method)
+                await asker.ask(endpoint.name, method, timeout_s=self.front_ends.settings.deadline_s)
             except Failed as failed:
                 raise failed.refused() from None
             return await self.model(asker, endpoint) if method == "restart" else {}
@@ -81,7 +82,7 @@ class SpecsHandler(RestDoor):
     async def _offered(self, principal: Principal) -> dict[str, Any]:
         with Asker(self, principal) as asker:
             try:
-                offered = await asker.ask(OFFERING, "specs")
+                offered = await asker.ask(OFFERING, "specs", timeout_s=self.front_ends.settings.deadline_s)
             except Failed as failed:
                 if failed.end.outcome.kind in (*_NOBODY_OFFERS, DENIED):
                     return {}  # kernels that run can be used all the same
@@ -106,15 +107,19 @@ class KernelsHandler(RestDoor):
             params = msgspec.json.decode(self.request.body or b"{}", type=StartParams)
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the body is no JSON object with a name: {error}") from None
+        number = str(uuid.uuid4())  # drawn here: who may not use it starts none
+        self.check_caller(principal, OFFERING)
+        self.check_caller(principal, PREFIX + number)
         with Asker(self, principal) as asker:
+            wanted = {"id": number} | ({"name": params.name} if params.name else {})
             try:
-                started = await asker.ask(OFFERING, "start", {"name": params.name} if params.name else {})
+                started = await asker.ask(OFFERING, "start", wanted, self.front_ends.settings.deadline_s)
             except Failed as failed:
                 if failed.end.outcome.kind in _NOBODY_OFFERS:
                     text = "no worker starts kernels here; `broker work kernels` does, where they are to run"
                     raise Refused(501, text) from None
                 raise failed.refused() from None
-            number = str(started.get("id", "")) if isinstance(started, dict) else ""
+            number = str(started.get("id", number)) if isinstance(started, dict) else number
             model = await self.model(asker, self.kernel(principal, number))
         self.set_header("Location", f"{self.gate.path}api/kernels/{number}")
         self.answer(model, 201)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from broker.links.kernel_channel import Header, Received
 from broker.worker.faults import Fault
+from broker.worker.kernel.bounds import BOUNDS, Bounds, Held
 from broker.worker.kernel.outputs import Form, Outputs, as_part
 
 if TYPE_CHECKING:
     from broker.wire.kernel import KernelMessage
+
+_SILENT = re.compile(rb'"silent"\s*:\s*true')
 
 TRAILS_S = 10.0
 """how long after a reply the kernel's word that it is idle is waited for, and the other way round: they come over
@@ -25,13 +29,13 @@ class Asking:
     """
 
     __slots__ = (
-        "_idle", "_reply", "_timer", "channel", "header", "is_cancelled", "is_followed", "message", "msg_id",
-        "msg_type", "outputs", "replied", "shows", "size",
+        "_idle", "_reply", "_timer", "channel", "header", "is_cancelled", "is_followed", "is_silent", "message",
+        "msg_id", "msg_type", "outputs", "replied", "runs", "shows", "size",
     )  # fmt: skip
 
     def __init__(
         self, message: KernelMessage, header: Header, *, is_followed: bool = False, form: Form = as_part,
-        shows: frozenset[str] | None = None,
+        shows: frozenset[str] | None = None, bounds: Bounds = BOUNDS, held: Held | None = None,
     ) -> None:  # fmt: skip
         self.message: KernelMessage | None = message
         """what is to be sent; None once it is"""
@@ -42,10 +46,14 @@ class Asking:
         self.msg_id = header.msg_id
         self.msg_type = header.msg_type
         self.is_followed = is_followed
+        self.is_silent = _SILENT.search(message.content) is not None
+        """whether its code is run without a word before that"""
         self.shows = shows
-        self.outputs = Outputs(form)
+        self.outputs = Outputs(form, bounds, held)
         self.replied: asyncio.Future[Received | None] = asyncio.get_running_loop().create_future()
         self.is_cancelled = False
+        self.runs = False
+        """whether the kernel runs its code now, or has"""
         self._reply: Received | None = None
         self._idle = False
         self._timer: asyncio.TimerHandle | None = None
@@ -87,7 +95,8 @@ class Asking:
 
     def ask_input(self, received: Received) -> None:
         """The kernel wants input of its caller, also of one that gets nothing else."""
-        self.outputs.put(received)
+        if not self.is_cancelled:
+            self.outputs.put(received)
 
     def fail(self, error: Fault) -> None:
         """It ends without an answer."""

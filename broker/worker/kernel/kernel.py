@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,16 +19,13 @@ from broker.wire.kernel import KernelMessage
 from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
+from broker.worker.kernel.bounds import BOUNDS, Bounds, Held
 from broker.worker.kernel.process import KernelError, Process
 from broker.worker.kernel.sockets import BACK, Sockets
 
 log = logging.getLogger("broker.worker")
 
-ANSWERS_S = 60.0
-"""how long a kernel that was started may take until it answers"""
 CHANNELS = 4
-ATTACHED_ANSWERS_S = 10.0
-"""how long one that is attached to may take"""
 ASK_AGAIN_S = 0.5
 """how long until a kernel that is silent is asked again whether it is there"""
 SUBSCRIBED_S = 0.1
@@ -39,16 +36,12 @@ LOOK_S = 2.0
 ANOTHER_ANSWERS_S = 2.0
 AWAY_S = 2.0
 """how long the connection to a kernel that is attached to may be away until it counts as dead"""
-RESTARTS_MAX = 5
-"""deaths in a row after which a kernel is not started again; jupyter_client's restarter has the same bound"""
 STABLE_S = 10.0
 """a kernel that lived so long has not died in a row"""
 OWN_REMEMBERED = 256
 """the worker's own requests whose messages on IOPub are nobody's matter, the last of them"""
-ASKED_MAX = 2000
-"""requests that wait at the kernel, those that were cancelled since included; the next is refused"""
-ASKED_MAX_BYTES = 256 << 20
-"""what those hold together; one alone is always taken"""
+INTERRUPT_AGAIN_S = (1.0, 2.0, 4.0, 8.0)
+"""how long after each interrupt of a cell that nobody waits for it is looked whether that runs all the same"""
 OWN_REPLY_S = 10.0
 """how long an answer to the worker's own requests is waited for: interrupt, shutdown"""
 
@@ -61,9 +54,15 @@ class Kernel:
     """
 
     def __init__(
-        self, process: Process, heard: Callable[[Received, int], None], changed: Callable[[], None] = lambda: None
-    ) -> None:
+        self, process: Process, heard: Callable[[Received, int], None], changed: Callable[[], None] = lambda: None,
+        bounds: Bounds = BOUNDS,
+    ) -> None:  # fmt: skip
         self.process = process
+        self.bounds = bounds
+        self.held = Held()
+        """what waits for all who read it"""
+        self.refused = 0
+        """requests that ended as `KernelBusy`"""
         self.state = "starting"
         """`starting`, `idle`, `busy`, `restarting`, `dead`, or what else the kernel says of itself"""
         self.kernel_info: dict[str, Any] = {}
@@ -92,6 +91,8 @@ class Kernel:
         self._was_away = False
         self._gap = False
         self._deaths = 0
+        self._has_ended = False
+        self._questions: set[str] = set()  # the requests whose code waits for input
 
     # ------------------------------------------------------------ life
 
@@ -106,6 +107,7 @@ class Kernel:
 
     async def end(self, *, now: bool = False) -> None:
         """End it if it was started here, else leave it alone; what waits for it fails."""
+        self._has_ended = True
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
@@ -123,6 +125,8 @@ class Kernel:
     async def restart(self) -> None:
         """Another process in its place; what it had ends. Raises KernelError."""
         async with self._restarting:
+            if self._has_ended:
+                raise KernelError("the kernel has ended, and its worker goes; start another")
             if not self.process.can_restart:
                 await self.process.restart(now=True)  # says why not
             self._deaths = 0
@@ -131,21 +135,25 @@ class Kernel:
     async def shutdown(self) -> None:
         """End it, one that was attached to as well, and tell so. Raises KernelError."""
         async with self._restarting:
+            if self._has_ended:
+                return  # another has asked for it before
             if not self.process.can_restart and not self.is_dead:
                 await self._ask_own("control", "shutdown_request", {"restart": False})
             self._tell("dead")
             await self.end()
 
     async def interrupt(self) -> None:
-        """Interrupt what it is doing. Raises KernelError."""
+        """Interrupt what it is doing; nothing while it starts again. Raises KernelError."""
         if self.is_dead:
             raise KernelError("the kernel is dead; `restart` starts it again")
+        if not self._ready.is_set():
+            return
         if not await self.process.interrupt():
             await self._ask_own("control", "interrupt_request", {})
 
     async def _open(self) -> None:
         info = await self.process.start()
-        await self._connect(info, ANSWERS_S if self.process.can_restart else ATTACHED_ANSWERS_S)
+        await self._connect(info, self.bounds.start_s if self.process.can_restart else self.bounds.attach_s)
 
     async def _connect(self, info: Any, patience_s: float) -> None:
         """Open the sockets and wait until the kernel answers. Raises KernelError."""
@@ -154,7 +162,7 @@ class Kernel:
         self._iopub_seen.clear()
         self._connected.clear()
         try:
-            self._sockets = Sockets(info, self._received, self._watched)
+            self._sockets = Sockets(info, self._received, self._watched, self.bounds.message_max_bytes)
         except (zmq.ZMQError, ValueError) as error:
             raise KernelError(f"the sockets of {info!r} cannot be opened: {error}") from None
         await self._nudge(patience_s)
@@ -207,6 +215,8 @@ class Kernel:
 
     def _settle(self) -> None:
         self.is_dead = False
+        if self.state in ("starting", "restarting", "dead"):
+            self.state = "idle"  # it has answered; its own word may have been said before anybody was subscribed
         self._ready.set()
         self._settled.set()
 
@@ -246,7 +256,8 @@ class Kernel:
         """IOPub's connection broke and that of the shell did not: what the kernel said meanwhile is lost."""
         if not self._ready.is_set():
             return
-        text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above 256 MiB?]\n"
+        text = "\n[output is missing: the connection to the kernel's IOPub broke; was a message above "
+        text += f"{self.bounds.message_max_bytes} bytes?]\n"
         asking = self._asking.get(self._begun or "")
         told = self._say("stream", {"name": "stderr", "text": text}, asking)
         if asking is not None:
@@ -296,9 +307,10 @@ class Kernel:
         """The process lives, but its connection broke and is not there again."""
         assert self._sockets is not None
         self._unsettle()
-        self._fail_all("KernelUnreachable", "the connection to the kernel broke; was its reply above 256 MiB?")
+        most = self.bounds.message_max_bytes
+        self._fail_all("KernelUnreachable", f"the connection to the kernel broke; was its reply above {most} bytes?")
         try:
-            await self._connect(self._sockets.info, ANSWERS_S)
+            await self._connect(self._sockets.info, self.bounds.start_s)
         except KernelError as error:
             log.warning("%s", error)
             self._tell("dead")
@@ -320,7 +332,7 @@ class Kernel:
         self._fail_all("KernelDied", "the kernel died while it had this request")
         self._tell("restarting")
         try:
-            await self._nudge(ATTACHED_ANSWERS_S)
+            await self._nudge(self.bounds.attach_s)
         except KernelError as error:
             log.warning("%s", error)
             self._tell("dead")
@@ -334,7 +346,7 @@ class Kernel:
             self._deaths = 0
         self._deaths += 1
         why = "the kernel died while it had this request"
-        if not self.process.can_restart or self._deaths > RESTARTS_MAX:
+        if not self.process.can_restart or self._deaths > self.bounds.restarts_max:
             log.warning("the kernel died%s", "" if self._deaths == 1 else f", {self._deaths} times in a row")
             self._unsettle()
             self._fail_all("KernelDied", why)
@@ -353,7 +365,7 @@ class Kernel:
         self._tell("restarting")
         try:
             info = await self.process.restart(now=True)
-            await self._connect(info, ANSWERS_S)
+            await self._connect(info, self.bounds.start_s)
         except KernelError:
             self._close()
             self._tell("dead")
@@ -379,7 +391,9 @@ class Kernel:
             text = f"msg_id {asking.msg_id[:80]!r} is in flight already; each message has an id of its own"
             raise Fault(text, code=BAD_PARAMS)
         size = asking.size + sum(each.size for each in self._asking.values())
-        if self._asking and (len(self._asking) >= ASKED_MAX or size > ASKED_MAX_BYTES):
+        bounds = self.bounds
+        if self._asking and (len(self._asking) >= bounds.asked_max or size > bounds.asked_max_bytes):
+            self.refused += 1
             # Those that were cancelled are among them: to the broker they have ended, in the kernel's queue they wait.
             text = f"{len(self._asking)} requests wait at the kernel, as many or as large as may; come again later"
             raise Fault(text, data={"type": "KernelBusy", "message": text}, retryable=True)
@@ -388,9 +402,16 @@ class Kernel:
         asking.message = None
         self._asking[asking.msg_id] = asking
 
-    async def tell(self, message: KernelMessage) -> None:
-        """Send a message that has no reply. Raises Fault if it cannot be sent."""
-        _send(await self._until_ready(), message)
+    async def answer(self, message: KernelMessage) -> None:
+        """Send what was typed. Raises Fault if the kernel has asked for none, or it cannot be sent.
+
+        It reads its stdin only when it has asked: what is sent before that would pile up, and be thrown away.
+        """
+        sockets = await self._until_ready()
+        if not self._questions:
+            raise _fault("NoQuestion", "the kernel has asked for no input, or has been answered already")
+        _send(sockets, message)
+        self._questions.pop()
 
     async def _until_ready(self) -> Sockets:
         """Wait while it starts again. Raises Fault if it is dead."""
@@ -418,17 +439,28 @@ class Kernel:
             self.done(asking)
             return
         asking.is_cancelled = True
-        if self._begun == asking.msg_id:
-            await self._interrupt_cancelled(asking)
+        if asking.runs:
+            self._begin(self._interrupt_cancelled(asking))
+
+    def _begin(self, doing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(doing)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _interrupt_cancelled(self, asking: Asking) -> None:
+        """Interrupt it while it runs: once, and again if that was lost, as one is that comes before the code itself."""
         if asking.msg_type != "execute_request":
             return
         log.info("interrupting the kernel: nobody waits for %s any more", asking.msg_id)
-        try:
-            await self.interrupt()
-        except KernelError as error:
-            log.warning("%s", error)
+        for wait_s in INTERRUPT_AGAIN_S:
+            try:
+                await self.interrupt()
+            except KernelError as error:
+                log.warning("%s", error)
+                return
+            await asyncio.sleep(wait_s)
+            if self._begun != asking.msg_id or asking.has_ended or asking.has_run:
+                return
 
     @property
     def waiting(self) -> int:
@@ -469,6 +501,7 @@ class Kernel:
         elif channel == "stdin":
             asking = self._asking.get(parent)
             if asking is not None:
+                self._questions.add(parent)
                 asking.ask_input(received)
         elif parent in self._own:
             if not self._own[parent].done():
@@ -488,19 +521,23 @@ class Kernel:
         asking = self._asking.get(parent)
         state = ""
         if kind == "status":
-            state = msgspec.json.decode(received.message.content, type=_Status).execution_state
+            state = _state_of(received.message.content)
             self.state = state or self.state
-            if state == "idle" and self._begun == parent:
-                self._begun = None
+            if state == "idle":
+                self._questions.discard(parent)
+                if self._begun == parent:
+                    self._begun = None
         if asking is not None:
             asking.show(received, self._number)
             if state == "busy" and asking.channel == "shell":
                 self._begun = parent
+            # Not as soon as it is busy: until its code is about to run ipykernel ignores the signal. One that is silent
+            # says nothing before its code.
+            if not asking.runs and (kind == "execute_input" or (state == "busy" and asking.is_silent)):
+                asking.runs = True
                 if asking.is_cancelled:
-                    task = asyncio.get_running_loop().create_task(self._interrupt_cancelled(asking))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-            elif state == "idle":
+                    self._begin(self._interrupt_cancelled(asking))
+            if state == "idle":
                 asking.idle()
                 if asking.is_cancelled:
                     self.done(asking)
@@ -516,6 +553,10 @@ class Kernel:
             self._settled.set()
         self._say("status", {"execution_state": state})
 
+    def say_of(self, asking: Asking, state: str) -> tuple[Received, int]:
+        """Tell a state in the kernel's place, about a request dealt with here. Returns it, and its number."""
+        return self._say("status", {"execution_state": state}, asking), self._number
+
     def _say(self, msg_type: str, content: dict[str, Any], asking: Asking | None = None) -> Received:
         self._number += 1
         header = {
@@ -530,6 +571,7 @@ class Kernel:
 
     def _fail_all(self, kind: str, why: str) -> None:
         asking, self._asking = self._asking, {}
+        self._questions.clear()
         for each in asking.values():
             each.fail(_fault(kind, why))
         for future in self._own.values():
@@ -539,6 +581,17 @@ class Kernel:
 
 class _Status(msgspec.Struct):
     execution_state: str = ""
+
+
+_STATUS = msgspec.json.Decoder(_Status)
+
+
+def _state_of(content: bytes) -> str:
+    """The state a status tells; empty for one that tells none, for code in the kernel may send what it likes."""
+    try:
+        return _STATUS.decode(content).execution_state[:64]
+    except ValueError:
+        return ""
 
 
 def _send(sockets: Sockets, message: KernelMessage) -> None:

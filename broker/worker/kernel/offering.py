@@ -8,8 +8,11 @@ import uuid
 from typing import Any
 
 from broker.core.access import is_name
-from broker.peer.errors import BrokerError
+from broker.peer.errors import BrokerError, NoEndpoint
+from broker.peer.session import Options
+from broker.peer.values import encode
 from broker.worker.faults import BAD_PARAMS, Fault
+from broker.worker.kernel.bounds import BOUNDS, Bounds
 from broker.worker.kernel.process import KernelError, Started, find_specs_aside
 from broker.worker.kernel.worker import GRACE_S, KernelWorker
 from broker.worker.worker import Worker
@@ -18,27 +21,33 @@ log = logging.getLogger("broker.worker")
 
 KERNELS_MAX = 16
 """kernels at once"""
-START_DEADLINE_S = 120.0
-"""of requests here: a kernel may take a minute until it answers"""
+START_AHEAD_S = 60.0
+"""what requests here may take beside the time until a kernel answers: its process begins, it is served"""
+
+_LOOKING = Options(timeout=10.0, idempotent=True)
 
 
 class KernelsWorker(Worker):
     """Serves `specs`, `start`, `list` and `stop` under an endpoint; each kernel is served as `ENDPOINT.ID`.
 
-    `kernels_max` is how many kernels it has at a time; the next is refused. The other arguments are those of `Worker`.
+    `kernels_max` is how many kernels it has at a time; the next is refused. `bounds` are those of each. The other
+    arguments are those of `Worker`.
     All kernels end with it. Its token has to grant the role of a worker at `ENDPOINT` and at `ENDPOINT.*`.
     """
 
     def __init__(
         self, endpoint: str = "kernels", url: str | None = None, token: str | None = None, *, name: str = "",
         kernels_max: int = KERNELS_MAX, default: str = "python3", grace: float = GRACE_S, wait: bool = True,
+        bounds: Bounds = BOUNDS,
     ) -> None:  # fmt: skip
-        super().__init__(endpoint, url, token, name=name, grace=grace, wait=wait, deadline=START_DEADLINE_S)
+        deadline_s = START_AHEAD_S + bounds.start_s
+        super().__init__(endpoint, url, token, name=name, grace=grace, wait=wait, deadline=deadline_s)
         self.kernels: dict[str, KernelWorker] = {}
         self._kernels_max = kernels_max
         self._default = default
         self._url, self._token = url, token
         self._grace = grace
+        self._bounds = bounds
         self._starting: set[str] = set()
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self.info = {"dialect": "jupyter-kernels"}
@@ -69,8 +78,11 @@ class KernelsWorker(Worker):
             raise Fault(text, data={"type": "KernelsMax", "message": text}, retryable=True)
         self._starting.add(number)
         try:
+            await self._check_free(endpoint)
             process = Started(name or self._default)
-            worker = KernelWorker(endpoint, process, self._url, self._token, name=self.name, grace=self._grace)
+            worker = KernelWorker(
+                endpoint, process, self._url, self._token, name=self.name, grace=self._grace, bounds=self._bounds
+            )
             await worker.start()
         except KernelError as error:
             raise _fault("KernelError", str(error)) from None
@@ -81,6 +93,18 @@ class KernelsWorker(Worker):
         self.kernels[number] = worker
         self._leaving[number] = asyncio.get_running_loop().create_task(self._forget(number, worker))
         return await self._view(number, worker)
+
+    async def _check_free(self, endpoint: str) -> None:
+        """Raises Fault where there is a kernel already: two at one endpoint would share its callers' cells."""
+        connection = self._connection
+        assert connection is not None
+        params, _ = encode({"endpoint": endpoint})
+        try:
+            told = await connection.request("broker.describe", params, (), _LOOKING)
+        except NoEndpoint:
+            return
+        if told["workers"]:
+            raise _fault("KernelExists", f"{endpoint} is served already; take another id")
 
     async def list(self) -> list[dict[str, Any]]:
         """The kernels that run here: `{id, endpoint, name, execution_state, …}` each, as `state` tells."""

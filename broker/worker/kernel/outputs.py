@@ -11,15 +11,10 @@ import msgspec
 from broker.links.kernel_channel import Received
 from broker.peer.values import Encoded
 from broker.wire.kernel import KernelMessage
+from broker.worker.kernel.bounds import BOUNDS, Bounds, Held
 
-TEXT_MAX_BYTES = 4 << 20
-"""text of streams that waits for one reader; beyond it text is dropped, and it is said where and how much"""
-WAITING_MAX_BYTES = 64 << 20
-"""everything that waits for one reader; beyond it the rest is dropped too, and it is said what"""
 PIECE_MAX_BYTES = 256 << 10
 """text of one stream message: longer ones are cut, shorter ones that wait behind one another are joined"""
-MESSAGE_MAX_BYTES = (16 << 20) - 65_536
-"""a message that is larger cannot go through the broker"""
 
 
 class _StreamContent(msgspec.Struct):
@@ -50,14 +45,17 @@ def as_part(message: KernelMessage, number: int) -> Encoded:
 
 def as_item(message: KernelMessage, number: int) -> Encoded:
     """`{type, …content, buffers?}`: an output as plain callers of `execute` get it."""
-    kind = msgspec.json.decode(message.header, type=_Typed).msg_type
+    kind = _TYPED.decode(message.header).msg_type
     content = message.content.strip()
     members = b"," + content[1:-1] if content[1:-1].strip() else b""
     return Encoded(b'{"type":%b%b%b}' % (msgspec.json.encode(kind), members, _buffers(message)), message.buffers)
 
 
 class _Typed(msgspec.Struct):
-    msg_type: str
+    msg_type: str = ""
+
+
+_TYPED = msgspec.json.Decoder(_Typed)
 
 
 def _buffers(message: KernelMessage) -> bytes:
@@ -81,14 +79,20 @@ class Outputs:
     """A bounded queue of a kernel's messages for one reader. Belongs to the running event loop.
 
     Text of streams is joined while it waits, and dropped first; what is dropped is told in the stream itself, as text
-    on `stderr`. Messages of other kinds are dropped only above `WAITING_MAX_BYTES`, or if they are larger than the
-    broker takes, and that is told in the same way. `form` makes of a message what its reader gets.
+    on `stderr`. Messages of other kinds are dropped only above `bounds.waiting_max_bytes`, if what waits for all
+    readers together, `held`, is above its bound, or if they are larger than the broker takes; that is told in the same
+    way. `form` makes of a message what its reader gets.
     """
 
-    __slots__ = ("_dropped", "_ended", "_form", "_notice", "_size", "_text_size", "_waiting", "_woken", "dropped_bytes")
+    __slots__ = (
+        "_bounds", "_dropped", "_ended", "_form", "_held", "_notice", "_size", "_text_size", "_waiting", "_woken",
+        "dropped_bytes",
+    )  # fmt: skip
 
-    def __init__(self, form: Form = as_message) -> None:
+    def __init__(self, form: Form = as_message, bounds: Bounds = BOUNDS, held: Held | None = None) -> None:
         self._form = form
+        self._bounds = bounds
+        self._held = held or Held()
         self._waiting: deque[_Waiting] = deque()
         self._size = self._text_size = 0
         self._dropped: dict[str, int] = {}
@@ -102,9 +106,9 @@ class Outputs:
         size = received.size
         if received.header.msg_type == "stream" and (self._waiting or size > PIECE_MAX_BYTES or self._dropped):
             self._put_text(received, number)
-        elif size > MESSAGE_MAX_BYTES:
+        elif size > self._bounds.sent_max_bytes:
             self._drop(received, f"a {_kind(received)} message of {size} bytes, more than a message may have", size)
-        elif self._size + size > WAITING_MAX_BYTES:
+        elif not self._has_room(size):
             self._drop(received, f"{_kind(received)} messages", size)
         else:
             self._tell_dropped()
@@ -124,12 +128,21 @@ class Outputs:
                 return None
         waiting = self._waiting.popleft()
         self._size -= waiting.size
+        self._held.bytes -= waiting.size
         message = waiting.message
         if waiting.name is not None:
             self._text_size -= waiting.size
             content = msgspec.json.encode(_StreamContent(waiting.name, "".join(waiting.texts)))
             message = msgspec.structs.replace(message, content=content)
         return self._form(message, waiting.number)
+
+    def clear(self) -> None:
+        """Nobody reads them any more."""
+        self._held.bytes -= self._size
+        self._size = self._text_size = 0
+        self._waiting.clear()
+        self._dropped, self._notice = {}, None
+        self.end()
 
     async def get(self) -> Encoded | None:
         """The oldest, as soon as there is one; None after the last."""
@@ -146,9 +159,16 @@ class Outputs:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
+    def _has_room(self, size: int) -> bool:
+        return (
+            self._size + size <= self._bounds.waiting_max_bytes
+            and self._held.bytes + size <= self._bounds.held_max_bytes
+        )
+
     def _append(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)
         self._size += waiting.size
+        self._held.bytes += waiting.size
         if waiting.name is not None:
             self._text_size += waiting.size
 
@@ -164,7 +184,7 @@ class Outputs:
         for at in range(0, len(text), PIECE_MAX_BYTES):
             piece = text[at : at + PIECE_MAX_BYTES]
             size = len(piece) if piece.isascii() else len(piece.encode("utf-8", "replace"))
-            if self._text_size + size > TEXT_MAX_BYTES:
+            if self._text_size + size > self._bounds.text_max_bytes or not self._has_room(size):
                 self._drop(received, "text", len(text) - at)
                 return
             self._tell_dropped()
@@ -177,6 +197,7 @@ class Outputs:
                 last.size += size
                 last.number = number
                 self._size += size
+                self._held.bytes += size
                 self._text_size += size
             else:
                 self._append(
@@ -220,5 +241,5 @@ def _kind(received: Received) -> str:
 def _numbered(message: KernelMessage, number: int) -> KernelMessage:
     """A piece of a message that was cut: it has an id of its own."""
     header = msgspec.json.decode(message.header)
-    header["msg_id"] = f"{header['msg_id']}.{number}"
+    header["msg_id"] = f"{header.get('msg_id', '')}.{number}"
     return msgspec.structs.replace(message, header=msgspec.json.encode(header))

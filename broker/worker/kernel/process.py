@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +69,7 @@ class Started:
         self.spec = specs[self.name]["spec"]
         self._manager = _jupyter_client().AsyncKernelManager(kernel_name=self.name)
         try:
-            await self._manager.start_kernel()
+            await self._manager.start_kernel(env=_environment())
         except Exception as error:  # whatever a kernelspec's command or a provisioner raises
             raise KernelError(f"the kernel {self.name} does not start: {error}") from None
         return self._info()
@@ -82,7 +83,10 @@ class Started:
         assert self.spec is not None
         if self.spec.get("interrupt_mode") == "message":
             return False
-        await self._manager.interrupt_kernel()
+        try:
+            await self._manager.interrupt_kernel()
+        except RuntimeError as error:  # it has no process now
+            raise KernelError(f"the kernel {self.name} cannot be interrupted: {error}") from None
         return True
 
     async def restart(self, *, now: bool) -> ConnectionInfo:
@@ -145,6 +149,11 @@ def find_specs() -> dict[str, dict[str, Any]]:
     """The kernelspecs of this machine by name: `{spec, resource_dir}`. Raises KernelError without jupyter_client."""
     found: dict[str, dict[str, Any]] = _jupyter_client().kernelspec.KernelSpecManager().get_all_specs()
     return found
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what is the worker's own: its token above all, which is in no caller's hands so."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BROKER_") or name == "BROKER_URL"}
 
 
 def _jupyter_client() -> Any:

@@ -14,8 +14,6 @@ from broker.links.zeromq_socket import Monitor, heartbeat
 from broker.wire.connection_file import ConnectionInfo
 from broker.wire.kernel import KernelMessage
 
-MESSAGE_MAX_BYTES = 256 << 20
-"""a larger message of the kernel's breaks the connection it came over, and it is said that output is missing"""
 QUEUE_MAX = 10_000
 """messages that ZeroMQ keeps in each direction; beyond them a kernel keeps some more, then drops, and requests fail"""
 HEARTBEAT_S = 20.0
@@ -34,8 +32,11 @@ class Sockets:
     `watched(channel, event)` is told when the connection of one is there (`BACK`) or lost (`GONE`).
     """
 
-    def __init__(self, info: ConnectionInfo, received: Callable[[Received], None], watched: Watched) -> None:
+    def __init__(
+        self, info: ConnectionInfo, received: Callable[[Received], None], watched: Watched, message_max_bytes: int
+    ) -> None:
         self.info = info
+        self._message_max_bytes = message_max_bytes
         self.session = Session(info.key.encode(), scheme=info.signature_scheme)
         self._watched = watched
         self._received = received
@@ -79,7 +80,7 @@ class Sockets:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         socket: zmq.Socket[bytes] = context.socket(zmq.SUB if name == "iopub" else zmq.DEALER)
         socket.linger = 0
-        socket.set(zmq.MAXMSGSIZE, MESSAGE_MAX_BYTES)
+        socket.set(zmq.MAXMSGSIZE, self._message_max_bytes)
         socket.set(zmq.RCVHWM, QUEUE_MAX)
         socket.set(zmq.SNDHWM, QUEUE_MAX)
         heartbeat(socket, HEARTBEAT_S, HEARTBEAT_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -18,8 +18,9 @@ from broker.wire.kernel import KernelMessage
 from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.asking import Asking
+from broker.worker.kernel.bounds import BOUNDS, Bounds
 from broker.worker.kernel.kernel import Kernel
-from broker.worker.kernel.outputs import Outputs, as_item, as_message
+from broker.worker.kernel.outputs import Outputs, as_item, as_message, as_part
 from broker.worker.kernel.process import KernelError, Process
 from broker.worker.requests import Request, current
 from broker.worker.worker import Worker
@@ -46,25 +47,27 @@ _PUBLISHING = Options(timeout=60.0)
 class KernelWorker(Worker):
     """Serves a kernel under an endpoint: messages of Jupyter's protocol as requests, IOPub as broadcasts.
 
-    It starts the kernel with itself, or attaches to it, and is there once the kernel answers. `name`, `capacity` and
-    the others are those of `Worker`. Raises from `start` KernelError beside what `Worker` raises.
+    It starts the kernel with itself, or attaches to it, and is there once the kernel answers. `bounds` is what it holds
+    and waits for at most; `name`, `capacity` and the others are those of `Worker`. Raises from `start` KernelError
+    beside what `Worker` raises.
     """
 
     def __init__(
         self, endpoint: str, process: Process, url: str | None = None, token: str | None = None, *, name: str = "",
-        capacity: int = CAPACITY, grace: float = GRACE_S, wait: bool = True,
+        capacity: int = CAPACITY, grace: float = GRACE_S, wait: bool = True, bounds: Bounds = BOUNDS,
     ) -> None:  # fmt: skip
         super().__init__(
             endpoint, url, token, name=name, capacity=capacity, grace=grace, wait=wait, deadline=DEADLINE_S,
             idle=DEADLINE_S,
         )  # fmt: skip
-        self.kernel = Kernel(process, self._heard, self._changed)
-        self._broadcasts = Outputs(as_message)
+        self.kernel = Kernel(process, self._heard, self._changed, bounds)
+        self._broadcasts = Outputs(as_message, bounds, self.kernel.held)
         self._publishing: asyncio.Task[None] | None = None
         self._ahead: set[asyncio.Future[Any]] = set()
         self._unmarked = self._unmarked_bytes = 0
         self._landed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
+        self._lives: set[asyncio.Task[None]] = set()
         for method in (
             self.shell, self.control, self.stdin, self.execute, self.complete, self.inspect, self.is_complete,
             self.history, self.kernel_info, self.comm_info, self.interrupt, self.restart, self.shutdown, self.state,
@@ -88,6 +91,10 @@ class KernelWorker(Worker):
     async def stop(self, *, now: bool = False) -> None:
         """Go, and end the kernel if it was started here."""
         await super().stop(now=now)
+        if self._lives:
+            for task in self._lives:
+                task.cancel()
+            await asyncio.wait(self._lives)
         if self._publishing is not None:
             self._publishing.cancel()
             await asyncio.wait((self._publishing,))
@@ -132,7 +139,7 @@ class KernelWorker(Worker):
     ) -> None:  # fmt: skip
         """What was typed: an `input_reply` with `content` `{"value": …}`, for the input that the kernel asked for."""
         made = self.kernel.header("input_reply") | (header or {})
-        await self.kernel.tell(_message("stdin", made, content, parent_header, metadata, None)[0])
+        await self.kernel.answer(_message("stdin", made, content, parent_header, metadata, None)[0])
 
     # ------------------------------------------------------------ for plain callers
 
@@ -193,19 +200,39 @@ class KernelWorker(Worker):
 
     async def restart(self) -> None:
         """Another process in its place; what the kernel had ends."""
-        await _or_fault(self.kernel.restart())
+        await self._whole(self.kernel.restart())
 
     async def shutdown(self) -> None:
         """End the kernel; its worker goes too."""
-        await _or_fault(self.kernel.shutdown())
-        self._leaving = asyncio.get_running_loop().create_task(self.stop())
+        await self._whole(self._end_both())
+
+    async def _end_both(self) -> None:
+        await self.kernel.shutdown()
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self.stop())
+
+    async def _whole(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Do it to its end, whoever goes meanwhile: a kernel that is half restarted would answer nobody, for ever."""
+        task = asyncio.get_running_loop().create_task(doing)
+        self._lives.add(task)
+        task.add_done_callback(self._lived)
+        await _or_fault(asyncio.shield(task))
+
+    def _lived(self, task: asyncio.Task[None]) -> None:
+        self._lives.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("%s", task.exception())
 
     async def state(self) -> dict[str, Any]:
-        """`{execution_state, last_activity, waiting, deaths, dropped_bytes, name}`; dropped on the way to listeners."""
+        """`{execution_state, last_activity, waiting, held_bytes, deaths, dropped_bytes, refused, name}`.
+
+        Held is what waits for all readers, dropped what was on its way to listeners, refused ended as `KernelBusy`.
+        """
         kernel = self.kernel
         return {
             "execution_state": kernel.state, "last_activity": kernel.last_activity, "waiting": kernel.waiting,
-            "deaths": kernel.died, "dropped_bytes": self._broadcasts.dropped_bytes, "name": kernel.process.name,
+            "held_bytes": kernel.held.bytes, "deaths": kernel.died, "refused": kernel.refused,
+            "dropped_bytes": self._broadcasts.dropped_bytes, "name": kernel.process.name,
         }  # fmt: skip
 
     # ------------------------------------------------------------ details
@@ -218,24 +245,40 @@ class KernelWorker(Worker):
         if not takes_items and isinstance(content, dict) and content.get("allow_stdin"):
             content = content | {"allow_stdin": False}  # there is no way to ask this caller
         message, read = _message(channel, header, content, parent_header, metadata, buffers)
+        asking = self._asking(message, read, is_followed=follows and takes_items)
         if read.msg_type in _LIVES:
-            return await self._live(read.msg_type, header, content or {})
-        received = await self._answer(request, Asking(message, read, is_followed=follows and takes_items))
+            return await self._live(request, asking, header, content or {})
+        received = await self._answer(request, asking)
         return None if received is None else as_message(received.message, 0)
 
-    async def _live(self, msg_type: str, header: dict[str, Any], content: dict[str, Any]) -> Any:
+    def _asking(self, message: KernelMessage, header: Header, **more: Any) -> Asking:
+        return Asking(message, header, bounds=self.kernel.bounds, held=self.kernel.held, **more)
+
+    async def _live(self, request: Request, asking: Asking, header: dict[str, Any], content: dict[str, Any]) -> Any:
         """A front end's `shutdown_request` and `interrupt_request`, over either channel: done here.
 
         The kernel's end would be taken for its death; and a kernel that is told on its shell interrupts only itself.
+        That it is busy and idle is told as it would, for front ends wait for both the reply and the last word; before
+        its end, for what comes behind `dead` would be heard as its return.
         """
         reply: dict[str, Any] = {"status": "ok"}
-        if msg_type == "interrupt_request":
-            await self.interrupt()
+        await self._say_of(request, asking, "busy")
+        if asking.msg_type == "interrupt_request":
+            try:
+                await self.interrupt()
+            finally:
+                await self._say_of(request, asking, "idle")
         else:
             reply["restart"] = bool(content.get("restart"))
+            await self._say_of(request, asking, "idle")
             await (self.restart() if reply["restart"] else self.shutdown())
-        told = header | {"msg_type": _LIVES[msg_type], "msg_id": f"{header['msg_id']}.reply", "date": now()}
+        told = header | {"msg_type": _LIVES[asking.msg_type], "msg_id": f"{header['msg_id']}.reply", "date": now()}
         return {"header": told, "parent_header": header, "metadata": {}, "content": reply}
+
+    async def _say_of(self, request: Request, asking: Asking, state: str) -> None:
+        told, number = self.kernel.say_of(asking, state)
+        if asking.is_followed:
+            await request.send(as_part(told.message, number))
 
     async def _plain(self, msg_type: str, content: dict[str, Any], *, follows: bool = False) -> Any:
         request = current()
@@ -243,7 +286,7 @@ class KernelWorker(Worker):
             text = "allow_stdin: the kernel's questions come as items, and this caller takes none (stream: in)"
             raise Fault(text, code=BAD_PARAMS)
         message, read = _message("shell", self.kernel.header(msg_type), content, None, None, None)
-        asking = Asking(message, read, is_followed=follows, form=as_item, shows=SHOWN)
+        asking = self._asking(message, read, is_followed=follows, form=as_item, shows=SHOWN)
         received = await self._answer(request, asking)
         if received is None:
             return None
@@ -261,13 +304,22 @@ class KernelWorker(Worker):
         try:
             while (item := await asking.outputs.get()) is not None:
                 await request.send(item)
-            return await asking.replied
+            return self._fitting(await asking.replied)
         except BaseException:  # it was cancelled, or an item could not be sent: either way nobody waits any more
             await asyncio.shield(kernel.cancel(asking))
             raise
         finally:
+            asking.outputs.clear()
             if not asking.is_cancelled:
                 kernel.done(asking)
+
+    def _fitting(self, received: Received | None) -> Received | None:
+        """A reply, which the session cuts into pieces above 16 MiB. Raises Fault where the broker takes less."""
+        most = self.kernel.bounds.sent_max_bytes
+        if received is not None and most < BOUNDS.sent_max_bytes and received.size > most:
+            text = f"the kernel's reply of {received.size} bytes is above the bound of {most} bytes (--sent-max-bytes)"
+            raise Fault(text, data={"type": "TooLarge", "message": text})
+        return received
 
     # ------------------------------------------------------------ broadcasts
 

@@ -25,6 +25,7 @@ from broker.worker.worker import Worker
 
 PATIENCE_S = 40
 USER = "user-secret-for-tests-0123456789abcdefgh"
+STARTER = "starter-secret-for-tests-0123456789abcde"
 OTHER = "other-secret-for-tests-0123456789abcdefg"
 STRANGER = "stranger-secret-for-tests-0123456789abcde"
 WORKER = "worker-secret-for-tests-0123456789abcdef"
@@ -32,6 +33,7 @@ _KERNELS = ("kernels", "kernels.*")
 PRINCIPALS = {
     USER: Principal("ursula", (Grant(Role.CALLER, _KERNELS),)),
     OTHER: Principal("otto", (Grant(Role.CALLER, _KERNELS),)),
+    STARTER: Principal("stan", (Grant(Role.CALLER, ("kernels",)),)),
     STRANGER: Principal("sam", (Grant(Role.CALLER, ("data",)),)),
     WORKER: Principal("wanda", (Grant(Role.WORKER, _KERNELS),)),
 }
@@ -103,9 +105,11 @@ class House:
         assert isinstance(made, KernelWorker)
         return made
 
-    def offer(self) -> Worker:
+    def offer(self) -> KernelsWorker:
         """A worker that starts kernels."""
-        return self.work(lambda: KernelsWorker("kernels", self.url, WORKER))
+        made = self.work(lambda: KernelsWorker("kernels", self.url, WORKER))
+        assert isinstance(made, KernelsWorker)
+        return made
 
     def end(self, worker: Worker) -> None:
         """End a worker now."""

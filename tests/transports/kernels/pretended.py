@@ -40,6 +40,7 @@ class Pretended:
         worker.add(self.shell)
         worker.add(self.control)
         worker.add(self.state)
+        worker.add(self.interrupt)
         return worker
 
     async def shell(self, header: dict[str, Any], content: dict[str, Any], **_: Any) -> Any:
@@ -52,6 +53,11 @@ class Pretended:
         if "state" in self.silent:
             await self._released.wait()
         return {"execution_state": "idle", "last_activity": DATE}
+
+    async def interrupt(self) -> None:
+        self.asked.append(("", "interrupt"))
+        if "interrupt" in self.silent:
+            await self._released.wait()
 
     async def _answer(self, channel: str, asked: dict[str, Any]) -> Any:
         self.asked.append((channel, asked["msg_type"]))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from broker.worker.worker import Worker
-from tests.transports.kernels.harness import OTHER, STRANGER, USER, WORKER, House, front
+from broker.worker.kernel.offering import KernelsWorker
+from tests.transports.kernels.harness import OTHER, STARTER, STRANGER, USER, WORKER, House, front
+from tests.transports.kernels.pretended import Pretended
 
 
 def test_somebody_is_there(house: House) -> None:
@@ -65,6 +68,27 @@ def test_what_is_refused_says_why(house: House, method: str, path: str, token: s
         assert method not in headers["Allow"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api"), ("GET", "/api/kernelspecs"), ("GET", "/api/kernels"), ("POST", "/api/kernels"),
+        ("GET", "/api/kernels/k1"), ("DELETE", "/api/kernels/k1"), ("POST", "/api/kernels/k1/interrupt"),
+        ("POST", "/api/kernels/k1/restart"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_another_sites_page_may_nothing_even_with_a_token(house: House, method: str, path: str, origin: str) -> None:
+    where = urlsplit(house.url)
+    for credential in (f"Authorization: token {USER}", f"Cookie: {USER}"):
+        with socket.create_connection((where.hostname, where.port)) as caller:
+            caller.sendall(
+                f"{method} {path}?token={USER} HTTP/1.1\r\nHost: {where.netloc}\r\nOrigin: {origin}\r\n{credential}\r\n"
+                "Content-Type: text/plain\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert caller.recv(100).startswith(b"HTTP/1.1 403 ")
+    assert house.request("GET", "/api/kernels/k1")[2]["execution_state"] in ("idle", "busy")
+
+
 @pytest.mark.parametrize("body", [7, [], "x", {"name": 7}])
 def test_a_body_that_is_none_is_refused(house: House, body: Any) -> None:
     assert house.request("POST", "/api/kernels", body=body)[0] == 400
@@ -76,14 +100,14 @@ def test_who_may_not_call_sees_none(house: House) -> None:
 
 
 @pytest.fixture(scope="module")
-def offering(house: House) -> Iterator[Worker]:
+def offering(house: House) -> Iterator[KernelsWorker]:
     """A worker that starts kernels; the tests from here on have it."""
     worker = house.offer()
     yield worker
     house.end(worker)
 
 
-def test_a_kernel_is_started_used_and_ended(house: House, offering: Worker) -> None:
+def test_a_kernel_is_started_used_and_ended(house: House, offering: KernelsWorker) -> None:
     status, headers, model = house.request("POST", "/api/kernels", body={"name": "python3", "path": "/"})
     assert status == 201
     assert headers["Location"] == f"/api/kernels/{model['id']}"
@@ -99,14 +123,52 @@ def test_a_kernel_is_started_used_and_ended(house: House, offering: Worker) -> N
     assert house.request("GET", f"/api/kernels/{model['id']}")[0] == 404
 
 
-def test_a_kernel_that_cannot_be_started_says_why(house: House, offering: Worker) -> None:
+def test_a_kernel_that_cannot_be_started_says_why(house: House, offering: KernelsWorker) -> None:
     status, _, body = house.request("POST", "/api/kernels", body={"name": "python2"})
     assert status == 500
     assert "python2" in body["message"]
     assert "python3" in body["message"], "what there is"
 
 
-def test_without_a_name_it_is_the_default(house: House, offering: Worker) -> None:
+def test_who_may_not_use_a_kernel_starts_none(house: House, offering: KernelsWorker) -> None:
+    status, _, body = house.request("POST", "/api/kernels", STARTER, {"name": "python3"})
+    assert (status, "may not be caller at kernels." in body["message"]) == (403, True)
+    status, _, body = house.request("POST", "/api/kernels", STRANGER, {"name": "python3"})
+    assert (status, "may not be caller at kernels" in body["message"]) == (403, True)
+    assert not house.look(lambda: offering.kernels or offering._starting)
+
+
+def test_a_kernel_whose_page_hung_up_is_not_started(house: House, offering: KernelsWorker) -> None:
+    hang_up(house, "/api/kernels", lambda: bool(offering._starting))
+    house.until(lambda: not offering._starting, "given up")
+    assert not house.look(lambda: offering.kernels)
+
+
+def hang_up(house: House, path: str, when: Callable[[], bool]) -> None:
+    """POST, and go without waiting for the answer."""
+    where = urlsplit(house.url)
+    before = house.look(lambda: len(house.broker.router.sessions))
+    with socket.create_connection((where.hostname, where.port)) as caller:
+        caller.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: token {USER}\r\n"
+            "Content-Length: 2\r\n\r\n{}".encode()
+        )
+        house.until(when, "it is asked")
+    house.until(lambda: len(house.broker.router.sessions) <= before, "its session is gone")
+
+
+def test_a_worker_that_never_answers_keeps_no_session_of_who_hung_up(caplog: pytest.LogCaptureFixture) -> None:
+    with House(kernels={"deadline_s": 0.3}) as house:
+        kernel = Pretended(house, "mute")
+        kernel.silent = {"interrupt"}
+        hang_up(house, "/api/kernels/mute/interrupt", lambda: ("", "interrupt") in kernel.asked)
+        status, _, body = house.request("POST", "/api/kernels/mute/interrupt")
+        assert (status, "deadline" in body["message"] or "time" in body["message"]) == (504, True)
+        kernel.end()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_without_a_name_it_is_the_default(house: House, offering: KernelsWorker) -> None:
     status, _, model = house.request("POST", "/api/kernels", body={})
     assert (status, model["name"]) == (201, "python3")
     assert house.request("DELETE", f"/api/kernels/{model['id']}")[0] == 204

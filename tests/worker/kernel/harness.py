@@ -9,6 +9,7 @@ from typing import Any
 
 from broker.client.async_client import AsyncClient, Subscription
 from broker.node.broker import Broker
+from broker.worker.kernel.bounds import BOUNDS, Bounds
 from broker.worker.kernel.process import Process, Started
 from broker.worker.kernel.worker import KernelWorker
 from tests.peer.harness import SECRET, broker_running
@@ -18,14 +19,14 @@ ENDPOINT = "kernels.test"
 
 @asynccontextmanager
 async def kernel_running(
-    process: Process | None = None, broker: Broker | None = None
+    process: Process | None = None, broker: Broker | None = None, bounds: Bounds = BOUNDS
 ) -> AsyncIterator[tuple[KernelWorker, AsyncClient]]:
     """A worker with its kernel and a client, at a broker of their own unless one is given."""
     if broker is None:
-        async with broker_running() as own, kernel_running(process, own) as both:
+        async with broker_running() as own, kernel_running(process, own, bounds) as both:
             yield both
         return
-    worker = KernelWorker(ENDPOINT, process or Started("python3"), broker.url, SECRET)
+    worker = KernelWorker(ENDPOINT, process or Started("python3"), broker.url, SECRET, bounds=bounds)
     async with AsyncClient(broker.url, SECRET, timeout=30) as client, worker:
         yield worker, client
 

@@ -12,10 +12,10 @@ from broker.client.async_client import AsyncClient
 from broker.links.session import Session
 from broker.peer.errors import Cancelled, RemoteError
 from broker.worker.faults import BAD_PARAMS
-from broker.worker.kernel import kernel as kernels
+from broker.worker.kernel.bounds import Bounds
 from broker.worker.kernel.worker import KernelWorker
 from broker.worker.requests import Request
-from tests.peer.harness import run, until
+from tests.peer.harness import broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, execute_content, header, kernel_running, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
@@ -89,14 +89,11 @@ def test_interrupt_and_shutdown_may_come_over_the_shell_too() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("bound", ["ASKED_MAX", "ASKED_MAX_BYTES"])
-def test_cells_that_are_sent_and_cancelled_do_not_pile_up_in_the_kernel(
-    monkeypatch: pytest.MonkeyPatch, bound: str
-) -> None:
-    monkeypatch.setattr(kernels, bound, 3 if bound == "ASKED_MAX" else 1300)
+@pytest.mark.parametrize("bounds", [Bounds(asked_max=3), Bounds(asked_max_bytes=1300)])
+def test_cells_that_are_sent_and_cancelled_do_not_pile_up_in_the_kernel(bounds: Bounds) -> None:
 
     async def main() -> None:
-        async with kernel_running() as (worker, client):
+        async with kernel_running(bounds=bounds) as (worker, client):
             cell = await running(client)
             for waiting in (2, 3):
                 behind = asyncio.create_task(client.call(f"{ENDPOINT}/execute", {"code": "1"}))
@@ -104,7 +101,7 @@ def test_cells_that_are_sent_and_cancelled_do_not_pile_up_in_the_kernel(
                 behind.cancel()
                 with pytest.raises((asyncio.CancelledError, Cancelled)):
                     await behind
-                if bound != "ASKED_MAX" and waiting == 2:
+                if bounds.asked_max > 3 and waiting == 2:
                     break
             with pytest.raises(RemoteError, match="requests wait at the kernel") as refused:
                 await client.call(f"{ENDPOINT}/execute", {"code": "2" * 1000})
@@ -114,6 +111,7 @@ def test_cells_that_are_sent_and_cancelled_do_not_pile_up_in_the_kernel(
                 await cell
             await until(lambda: not worker.kernel.waiting, "nothing waits")
             assert (await outputs(client, "'alive'"))[1]["status"] == "ok"
+            assert (await client.call(f"{ENDPOINT}/state"))["refused"] == 1
 
     run(main)
 
@@ -189,5 +187,93 @@ def test_who_is_not_the_kernel_is_not_heard() -> None:
                 await until(lambda: shell.refused == 1, "refused")
                 shell._socket.disconnect(f"tcp://127.0.0.1:{port}")
             assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] in ("starting", "idle", "busy")
+
+    run(main)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_cell_that_was_cancelled_before_it_began_never_keeps_the_kernel(*, silent: bool) -> None:
+    """Its signal must not come before ipykernel listens to it."""
+
+    async def main() -> None:
+        async with kernel_running() as (worker, client):
+            for _ in range(3):
+                cell = await running(client)
+                params = {"code": "while True: pass", "silent": silent}
+                behind = asyncio.create_task(client.call(f"{ENDPOINT}/execute", params))
+                await until(lambda: worker.kernel.waiting == 2, "it waits")
+                behind.cancel()
+                await until(lambda: worker.executing == 1, "its worker was told")
+                await client.call(f"{ENDPOINT}/interrupt")
+                with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+                    await cell
+                assert (await outputs(client, "'alive'"))[1]["status"] == "ok"
+
+    run(main)
+
+
+def test_input_that_nobody_asked_for_is_refused() -> None:
+    """The kernel reads it only when it has asked: it would pile up."""
+
+    async def main() -> None:
+        async with kernel_running() as (_, client):
+            with pytest.raises(RemoteError, match="asked for no input") as refused:
+                await client.call(f"{ENDPOINT}/stdin", {"content": {"value": "x" * 1000}})
+            assert refused.value.type == "NoQuestion"
+
+    run(main)
+
+
+def test_strange_statuses_and_nameless_messages_of_code_in_the_kernel_hurt_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    code = """
+kernel = get_ipython().kernel
+for content in ({"execution_state": 5}, {"execution_state": ["idle"]}, {}):
+    kernel.session.send(kernel.iopub_socket, "status", content, ident=b"x")
+kernel.session.send(kernel.iopub_socket, "stream", {"name": 5, "text": []}, ident=b"x")
+"end"
+"""
+
+    async def main() -> None:
+        async with kernel_running() as (_, client):
+            items, _ = await outputs(client, code)
+            assert items[-1]["data"]["text/plain"] == "'end'"
+            assert (await outputs(client, "'alive'"))[1]["status"] == "ok"
+            assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] in ("idle", "busy")
+
+    run(main)
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+def test_a_reply_that_is_too_large_for_a_message_comes_all_the_same() -> None:
+    """A link that broke of it would end what everybody else has there too."""
+
+    async def main() -> None:
+        async with kernel_running() as (worker, client):
+            peer = worker.peer
+            reply = await client.call(
+                f"{ENDPOINT}/execute", {"code": "x = 'a' * (20 << 20)", "user_expressions": {"x": "x"}}, timeout=None
+            )
+            assert reply["user_expressions"]["x"]["data"]["text/plain"].count("a") >= 20 << 20
+            assert worker.peer == peer
+
+    run(main)
+
+
+def test_what_is_larger_than_the_broker_takes_is_dropped_and_told() -> None:
+    async def main() -> None:
+        async with (
+            broker_running(limits={"message_max_bytes": 1 << 20}) as broker,
+            kernel_running(broker=broker, bounds=Bounds(sent_max_bytes=900_000)) as (worker, client),
+        ):
+            peer = worker.peer
+            code = "from IPython.display import display\ndisplay({'text/plain': 'x' * (2 << 20)}, raw=True)\n'end'"
+            items, _ = await outputs(client, code)
+            assert items[-1]["data"]["text/plain"] == "'end'"
+            assert "a display_data message of" in "".join(item.get("text", "") for item in items)
+            with pytest.raises(RemoteError, match="sent-max-bytes"):
+                await outputs(client, "x = 'a' * (2 << 20)", user_expressions={"x": "x"})
+            assert worker.peer == peer
 
     run(main)

@@ -23,6 +23,7 @@ from broker.client.async_client import AsyncClient
 from broker.core.limits import Limits
 from broker.peer import errors
 from broker.wire.connection_file import ConnectionInfo, parse, render
+from broker.worker.kernel.bounds import Bounds
 from broker.worker.kernel.process import Attached, KernelError, Started
 from broker.worker.kernel.worker import DEADLINE_S, KernelWorker
 from tests.peer.harness import SECRET, broker_running, run, until
@@ -285,18 +286,19 @@ def test_a_kernel_that_is_killed_ends_its_requests_and_is_started_again() -> Non
 
 def test_a_kernel_that_dies_again_and_again_is_dead_until_it_is_restarted() -> None:
     async def main() -> None:
-        async with kernel_running() as (worker, client):
-            worker.kernel._deaths = 5  # the sixth in a row
-            async with await client.subscribe(ENDPOINT, topic="iopub") as messages:
-                with pytest.raises(errors.RemoteError) as caught:
-                    await outputs(client, "import os; os._exit(1)")
-                assert caught.value.type == "KernelDied"
-                await heard(messages, is_status("dead"))
-                with pytest.raises(errors.RemoteError, match="`restart` starts it again"):
-                    await outputs(client, "1")
-                assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] == "dead"
-                await client.call(f"{ENDPOINT}/restart")
-                assert (await outputs(client, "1"))[1]["status"] == "ok"
+        async with (
+            kernel_running(bounds=Bounds(restarts_max=0)) as (_, client),
+            await client.subscribe(ENDPOINT, topic="iopub") as messages,
+        ):
+            with pytest.raises(errors.RemoteError) as caught:
+                await outputs(client, "import os; os._exit(1)")
+            assert caught.value.type == "KernelDied"
+            await heard(messages, is_status("dead"))
+            with pytest.raises(errors.RemoteError, match="`restart` starts it again"):
+                await outputs(client, "1")
+            assert (await client.call(f"{ENDPOINT}/state"))["execution_state"] == "dead"
+            await client.call(f"{ENDPOINT}/restart")
+            assert (await outputs(client, "1"))[1]["status"] == "ok"
 
     run(main)
 
@@ -373,15 +375,12 @@ def test_a_kernel_that_runs_is_attached_to_and_left_running(tmp_path: Path) -> N
     run(main, timeout_s=55)
 
 
-def test_connection_files_that_lead_nowhere_are_refused_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("broker.worker.kernel.kernel.ATTACHED_ANSWERS_S", 1.5)
+def test_connection_files_that_lead_nowhere_are_refused_with_the_reason(tmp_path: Path) -> None:
     nowhere = ConnectionInfo(shell_port=1, iopub_port=2, stdin_port=3, control_port=4, hb_port=5, key="k")
 
     async def refused(path: Path, says: str) -> None:
         async with broker_running() as broker:
-            worker = KernelWorker(ENDPOINT, Attached(path), broker.url, SECRET)
+            worker = KernelWorker(ENDPOINT, Attached(path), broker.url, SECRET, bounds=Bounds(attach_s=1.0))
             with pytest.raises(KernelError, match=says):
                 await worker.start()
 
@@ -454,7 +453,7 @@ def test_the_kernel_outlives_its_broker(tmp_path: Path) -> None:
     run(main)
 
 
-def test_a_hundred_megabytes_of_text_are_bounded_and_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hundred_megabytes_of_text_are_bounded_and_what_is_missing_is_said() -> None:
     """A caller that reads gets all of it; listeners may lose text, and see it from the gap or are told."""
     code = "for i in range(100): print('x' * 1_000_000)\nfrom IPython.display import display\ndisplay('the end')"
 
@@ -477,11 +476,9 @@ def test_a_hundred_megabytes_of_text_are_bounded_and_what_is_missing_is_said(mon
     run(main)
 
 
-def test_a_message_above_the_bound_costs_its_output_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.worker.kernel.sockets.MESSAGE_MAX_BYTES", 1 << 20)
-
+def test_a_message_above_the_bound_costs_its_output_and_that_is_told() -> None:
     async def main() -> None:
-        async with kernel_running() as (worker, client):
+        async with kernel_running(bounds=Bounds(message_max_bytes=1 << 20)) as (worker, client):
             items, result = await outputs(client, "print('x' * (2 << 20))")
             assert "output is missing: the connection to the kernel's IOPub broke" in items[-1]["text"]
             assert result["status"] == "ok"

@@ -6,11 +6,13 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from broker.links.kernel_channel import Received, read
 from broker.peer.values import decode
 from broker.wire.kernel import KernelMessage
-from broker.worker.kernel.outputs import MESSAGE_MAX_BYTES, PIECE_MAX_BYTES, TEXT_MAX_BYTES, Outputs, as_item, as_part
+from broker.worker.kernel.bounds import BOUNDS, Bounds, Held
+from broker.worker.kernel.outputs import PIECE_MAX_BYTES, Outputs, as_item, as_part
 
 PARENT = {"msg_id": "p", "msg_type": "execute_request"}
 
@@ -57,14 +59,14 @@ def test_long_text_is_cut_into_pieces_with_ids_of_their_own() -> None:
 
 def test_above_the_bound_text_goes_first_and_what_is_missing_is_told_where_it_was() -> None:
     outputs = Outputs()
-    outputs.put(text("x" * (TEXT_MAX_BYTES + 1000)))
+    outputs.put(text("x" * (BOUNDS.text_max_bytes + 1000)))
     outputs.put(text("y" * 5))
     outputs.put(made("display_data", {"data": {"text/plain": "kept"}}))
     found = taken(outputs)
     kept = sum(len(one["content"]["text"]) for one in found if one["content"].get("name") == "stdout")
-    assert kept <= TEXT_MAX_BYTES
+    assert kept <= BOUNDS.text_max_bytes
     assert [one["header"]["msg_type"] for one in found[-2:]] == ["stream", "display_data"]
-    missing = TEXT_MAX_BYTES + 1005 - kept
+    missing = BOUNDS.text_max_bytes + 1005 - kept
     assert found[-2]["content"] == {
         "name": "stderr", "text": f"\n[{missing} characters of text dropped: more than was taken on the way]\n",
     }  # fmt: skip
@@ -76,7 +78,7 @@ def test_above_the_bound_text_goes_first_and_what_is_missing_is_told_where_it_wa
 
 def test_what_is_larger_than_a_message_and_what_does_not_fit_is_told_by_its_kind() -> None:
     outputs = Outputs()
-    outputs.put(made("display_data", {"data": {}}, b"x" * (MESSAGE_MAX_BYTES + 1)))
+    outputs.put(made("display_data", {"data": {}}, b"x" * (BOUNDS.sent_max_bytes + 1)))
     for _ in range(6):
         outputs.put(made("comm_msg", {}, b"x" * (12 << 20)))
     found = taken(outputs)
@@ -110,3 +112,34 @@ def test_a_reader_waits_for_the_next_and_for_the_end() -> None:
         assert await last is None
 
     asyncio.run(main())
+
+
+def test_what_waits_for_all_readers_together_is_bounded_and_let_go_of() -> None:
+    held, bounds = Held(), Bounds(held_max_bytes=1000)
+    one, two = Outputs(bounds=bounds, held=held), Outputs(bounds=bounds, held=held)
+    for each in (one, two):
+        each.put(made("display_data", {"data": {}}, b"x" * 600))
+    assert 600 < held.bytes <= 1000
+    assert two.take() is not None, "the notice"
+    assert two.dropped_bytes > 600
+    one.clear()
+    assert held.bytes == 0
+    two.put(made("display_data", {"data": {}}, b"x" * 600))
+    two.put(text("y"))
+    assert two.take() is not None and two.take() is not None
+    assert held.bytes == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("asked_max", 0), ("start_s", 0), ("restarts_max", -1)])
+def test_a_bound_that_makes_no_sense_is_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        Bounds(**{name: value})
+
+
+def test_code_that_pretends_strange_messages_hurts_nobody() -> None:
+    """Code in a kernel has its key, and may publish whatever it likes."""
+    nameless = KernelMessage("iopub", b"{}", b"{}", b"{}", b'{"name":"stdout","text":"%b"}' % (b"x" * 600_000))
+    outputs = Outputs(as_item)
+    outputs.put(read(nameless))
+    while outputs.take():
+        pass
