@@ -2,7 +2,8 @@
 
 `PlainReader` makes events of calls and good replies, `PlainWriter` frames of the broker's calls and results. Both take
 over only what is common and right, as the compiled core does for WebSockets (`broker.wire.native`): whatever else comes
-goes by `multipart` and `jsonrpc` as if they were not there. A request costs 5 µs less, of 19 for reading and writing.
+goes by `multipart` and `jsonrpc` as if they were not there. A request, read twice and written twice, takes 4.1 µs here
+and 8.5 the long way round.
 """
 
 from __future__ import annotations

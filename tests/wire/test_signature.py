@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.wire.signature import HASHES, History, SignatureError, hash_of, keyed, sign, verify
+from broker.wire.signature import HASHES, JOINED_MAX, History, SignatureError, hash_of, keyed, sign, verify
 
 FRAMES = [b'{"msg_id":"m1"}', b"{}", b"{}", b'{"code":"1+1"}']
 KEY = b"a0436f6c-1916"
@@ -22,6 +22,19 @@ def test_every_hash_signs_as_hmac_says(name: str) -> None:
     assert signature == hmac.new(KEY, b"".join(FRAMES), name).hexdigest().encode()
     assert signature == signature.lower()
     verify(mac, signature, FRAMES)
+
+
+@pytest.mark.parametrize("name", HASHES)
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 129, 500])
+def test_keys_of_every_length_are_worked_in_as_hmac_does(name: str, size: int) -> None:
+    key = b"k" * size
+    assert sign(keyed(key, f"hmac-{name}"), FRAMES) == hmac.new(key, b"".join(FRAMES), name).hexdigest().encode()
+
+
+@pytest.mark.parametrize("size", [JOINED_MAX - 1, JOINED_MAX])
+def test_large_contents_are_signed_without_being_joined(size: int) -> None:
+    frames = [*FRAMES[:3], memoryview(b"x" * size)]
+    assert sign(keyed(KEY), frames) == hmac.new(KEY, b"".join(frames), "sha256").hexdigest().encode()
 
 
 def test_every_hash_of_hashlib_is_there_but_those_without_a_length() -> None:
