@@ -5,9 +5,10 @@ from collections.abc import Generator
 
 import pytest
 
-# A shell that starts the tests in the background has them ignore SIGINT, and so would every program they start and
-# interrupt.
+# A shell that starts the tests in the background has them ignore SIGINT, `nohup` SIGHUP, and so would every program
+# they start and send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

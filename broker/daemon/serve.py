@@ -80,9 +80,9 @@ class _Daemon:
         await broker.start()
         try:
             url = await self._listen(broker)
+            self._take_signals(broker)  # before the files, by which others see that it is there
             access = self._write_access(broker, url, secret)
             connection_file = self._write_connection_file(broker)
-            self._take_signals(broker)
             try:
                 return await self._serve(broker, url)
             finally:
