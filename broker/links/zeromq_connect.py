@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from broker.links.loop import LoopLinks
     from broker.wire.multipart import Frame
 
-UNKNOWN_KEY = b'{"error":"unknown key: whoever runs it has to allow this CURVE key, with broker curve allow"}'
+UNKNOWN_KEY = (
+    b'{"error":"unknown key","advice":"Whoever runs it has to allow this CURVE key, with `broker curve allow`."}'
+)
 RETRY_S = 0.02
 LINGER_MS = 100
 WATCHED = (

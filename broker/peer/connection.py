@@ -221,7 +221,7 @@ class Connection:
                 else:
                     await self._open_link()
         except TimeoutError:
-            raise _cannot(self.url, f"no answer within {timeout_s or 0.0:.3g} s") from None
+            raise _silent(self.url, timeout_s or 0.0) from None
 
     def open_near(self) -> None:
         """As `open`, at once, for a broker that is near. Raises ConnectionLost, Refused, CannotConnect."""
@@ -532,8 +532,7 @@ class Connection:
                 self.session.forget()
             raise _refused(self.url, error, come_back=offer is not None) from None
         except TimeoutError:
-            hint = "; is it a TLS port?" if self.url.startswith(("https:", "wss:")) else ""
-            raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s{hint}") from None
+            raise _silent(self.url, OPEN_TIMEOUT_S) from None
         except ssl.SSLCertVerificationError as error:
             raise _cannot(self.url, f"its certificate is not trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
@@ -700,6 +699,15 @@ def _cannot(url: str, reason: str) -> CannotConnect:
     return error
 
 
+def _silent(url: str, waited_s: float) -> CannotConnect:
+    hint = ""
+    if url.startswith(("https:", "wss:")):
+        hint = "; is it a TLS port?"
+    elif url.startswith(("tcp:", "ipc:")):  # a message with another key, or none, is never answered
+        hint = "; is the key this broker's? Its connection file has it, a new one at every start"
+    return _cannot(url, f"no answer within {waited_s:.3g} s{hint}")
+
+
 def _unusable(url: str, why: str, *, come_back: bool) -> BrokerError:
     """A link that was opened and closed before the session was told of."""
     if come_back:
@@ -708,21 +716,22 @@ def _unusable(url: str, why: str, *, come_back: bool) -> BrokerError:
 
 
 def _refused(url: str, error: HandshakeError, *, come_back: bool = False) -> BrokerError:
-    """What a refused opening means: by its status, and the reason the broker gave in JSON.
+    """What a refused opening means: by its status, and the reason, and maybe advice, that were given in JSON.
 
     `come_back` says that a 403 may be about what was offered, which will not be offered again.
     """
     if error.status in (0, 404, 426) or error.status // 100 in (2, 3):
         reason = f"{error}" if not error.status else f"what answers there is no broker (HTTP {error.status})"
         return _cannot(url, reason)
-    try:
-        said = str(json.loads(error.body)["error"])[:500]
-    except (ValueError, KeyError, TypeError):
-        said = f"HTTP {error.status}"
     advice = {
         401: "Give a valid token (--token, BROKER_TOKEN, or token= in code).",
         403: "Ask whoever runs the broker for a token that may.",
     }.get(error.status, "")
+    try:
+        told = json.loads(error.body)
+        said, advice = str(told["error"])[:500], str(told.get("advice", advice))[:500]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said = f"HTTP {error.status}"
     refused = Refused(f"the broker at {url} does not let us in: {said}", code=error.status, advice=advice)
     refused.status = error.status
     refused.come_back = error.status == 429 or error.status >= 500 or (error.status == 403 and come_back)
