@@ -18,6 +18,15 @@ def write_connection_file(path: Path, info: ConnectionInfo) -> None:
     os.close(replace_file(path, render(info)))
 
 
+def remove_connection_file(path: Path, info: ConnectionInfo) -> None:
+    """Remove the file that `info` was written to, unless it says something else by now: then it is another's."""
+    try:
+        if read_connection_file(path) == info:
+            path.unlink()
+    except (ConnectionFileError, OSError):
+        pass  # gone, or no longer ours to judge
+
+
 def read_connection_file(path: Path) -> ConnectionInfo:
     """What the file says.
 

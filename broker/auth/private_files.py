@@ -81,7 +81,10 @@ def replace_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambd
     the caller closes. Raises OSError; the old file then stays.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # of the temporary one nobody has heard
     try:
         os.fchmod(descriptor, 0o600)
         prepare(descriptor)

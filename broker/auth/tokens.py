@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -164,8 +165,8 @@ class TokenStore:
         self._change(lambda records: _added(records, record, now))
         return record, secret
 
-    def revoke(self, id_or_name: str) -> TokenRecord:
-        """End a token now; one that has ended already is returned as it is.
+    def revoke(self, id_or_name: str, kind: Literal["token", "curve"] = "token") -> TokenRecord:
+        """End a token, or a CURVE key, now; one that has ended already is returned as it is.
 
         An id goes before a name. Raises UnknownToken saying what is like it, TokenError for an unusable file.
         """
@@ -173,7 +174,7 @@ class TokenStore:
         found: list[TokenRecord] = []
 
         def revoked(records: list[TokenRecord]) -> list[TokenRecord]:
-            target = _find(records, id_or_name, now)
+            target = _find(records, id_or_name, now, kind)
             ended = target if target.revoked is not None else msgspec.structs.replace(target, revoked=now)
             found.append(ended)
             return [ended if record.id == target.id else record for record in records]
@@ -235,6 +236,9 @@ class TokenStore:
         self._reload_if_changed()
 
 
+_NOUNS = {"token": "token", "curve": "CURVE key"}
+
+
 def _stand_in() -> TokenRecord:
     return TokenRecord(
         id="0" * 8, name="nobody", digest=secrets.token_hex(32), roles=(), endpoints=(), created=0.0, revoked=0.0
@@ -256,7 +260,9 @@ def _added(records: list[TokenRecord], record: TokenRecord, now: float) -> list[
     return [*kept, record]
 
 
-def _find(records: list[TokenRecord], id_or_name: str, now: float) -> TokenRecord:
+def _find(everything: list[TokenRecord], id_or_name: str, now: float, kind: str) -> TokenRecord:
+    noun = _NOUNS[kind]
+    records = [record for record in everything if record.kind == kind]
     for record in records:
         if record.id == id_or_name:
             return record
@@ -266,8 +272,8 @@ def _find(records: list[TokenRecord], id_or_name: str, now: float) -> TokenRecor
         return candidates[0]
     if candidates:
         ids = ", ".join(record.id for record in candidates)
-        raise UnknownToken(f"several valid tokens are named {id_or_name!r}; say which by its id: {ids}")
-    raise UnknownToken(f"no token has the id or name {id_or_name!r}{_nearest(records, id_or_name)}")
+        raise UnknownToken(f"several valid {noun}s are named {id_or_name!r}; say which by its id: {ids}")
+    raise UnknownToken(f"no {noun} has the id or name {id_or_name!r}{_nearest(records, id_or_name)}")
 
 
 def _nearest(records: list[TokenRecord], id_or_name: str) -> str:

@@ -20,6 +20,10 @@ from broker.peer.errors import BrokerError, CannotConnect, ConnectionLost, Refus
 from broker.peer.values import ValueUnfit
 
 DAY_S = 86400.0
+URL_HELP = (
+    "The broker: its URL, or the connection file (.json) or address (tcp://ip:port/key) of its ZeroMQ door.  "
+    "[default: BROKER_URL, else the one running on this machine]"
+)
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Result = TypeVar("Result")
@@ -32,7 +36,7 @@ def counted(count: int, noun: str) -> str:
 
 def broker_options(command: Command) -> Command:
     """Adds --url, --token and --json."""
-    url = click.option("--url", help="The broker.  [default: BROKER_URL, else the one running on this machine]")
+    url = click.option("--url", help=URL_HELP)
     token = click.option("--token", help="Token to get in with.  [default: BROKER_TOKEN, else the local broker's]")
     as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, errors too.")
     return url(token(as_json(command)))

@@ -26,7 +26,7 @@ def keys(broker_file: Path, own_file: Path, ip: str | None, *, as_json: bool) ->
     """Make a pair of keys, and of the broker's connection file one of one's own, OWN_FILE, with them.
 
     The public key is printed, in hexadecimal; whoever runs the broker has to allow it. The secret one stands in
-    OWN_FILE (0600) only.
+    OWN_FILE (0600) only, which must not be there yet.
     """
     import msgspec
     import zmq
@@ -35,6 +35,8 @@ def keys(broker_file: Path, own_file: Path, ip: str | None, *, as_json: bool) ->
     from broker.auth.connection_files import read_connection_file, write_connection_file
     from broker.wire.connection_file import ConnectionFileError
 
+    if own_file.exists():  # the secret half of a key that may have been allowed, and stands nowhere else
+        raise Failure(Exit.USAGE, f"{own_file} is there already, maybe with a key in use; name another, or remove it")
     try:
         info = read_connection_file(broker_file)
         server_key = info.curve_serverkey or info.curve_publickey
@@ -117,7 +119,7 @@ def list_keys(as_json: bool, tokens_file: Path | None, config_file: str | None) 
 def revoke(id_or_name: str, tokens_file: Path | None, config_file: str | None) -> None:
     """End the key with this id, or the only valid one of this name. Its live sessions are closed."""
     try:
-        record = opened(tokens_file, config_file).revoke(id_or_name)
+        record = opened(tokens_file, config_file).revoke(id_or_name, "curve")
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
     click.echo(f"key {record.id} of {record.name} revoked {moment(record.revoked or 0.0)}", err=True)

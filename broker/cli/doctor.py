@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from broker._version import VERSION
-from broker.auth.targets import Target, locator
+from broker.auth.targets import Target, locator, place_of
 from broker.cli.connection import broker_options, clean_line, counted, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.client.async_client import AsyncClient
@@ -99,10 +99,15 @@ class _Examination:
     def _find(self) -> Iterator[Check]:
         try:
             self._target: Target = self._locate()
+            is_zeromq = not isinstance(place_of(self._target.url), str)
         except OSError as error:
             text, _, advice = str(error).partition("; ")
             yield Check("broker", "fail", text, advice or "Mend that, or give --url and --token.")
             raise _Ended(Exit.CANNOT_CONNECT) from None
+        if is_zeromq:
+            advice = "`broker ping` asks there; give the broker's http:// URL here."
+            yield Check("url", "fail", "this is a ZeroMQ door, and what is looked at here goes over HTTP", advice)
+            raise _Ended(Exit.USAGE)
         try:
             self._parts: SplitResult = split_url(self._target.url)
         except ValueError as error:

@@ -109,7 +109,7 @@ def list_tokens(as_json: bool, tokens_file: Path | None, config_file: str | None
 def revoke(id_or_name: str, tokens_file: Path | None, config_file: str | None) -> None:
     """End the token with this id, or the only valid one of this name. Its live sessions are closed."""
     try:
-        record = opened(tokens_file, config_file).revoke(id_or_name)
+        record = opened(tokens_file, config_file).revoke(id_or_name, "token")
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
     click.echo(f"token {record.id} of {record.name} revoked {moment(record.revoked or 0.0)}", err=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from broker.cli.connection import exit_code
+from broker.cli.connection import URL_HELP, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.cli.main import LazyGroup
 from broker.daemon.logs import LineFormatter, escape
@@ -59,7 +59,7 @@ def link_options(grace: float) -> Callable[[Command], Command]:
             help="Go on with requests for so long while the connection is lost.",
         ),
         click.option("--no-wait", is_flag=True, help="Fail if there is no broker now, instead of trying on."),
-        click.option("--url", help="The broker.  [default: BROKER_URL, else the one running on this machine]"),
+        click.option("--url", help=URL_HELP),
         click.option("--token", help="Token to get in with.  [default: BROKER_TOKEN, else the local broker's]"),
         click.option("--json", "as_json", is_flag=True, help="Say what happens in lines of JSON."),
     )  # fmt: skip

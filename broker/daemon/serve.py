@@ -13,7 +13,7 @@ from pathlib import Path
 
 from broker._version import VERSION
 from broker.auth.access_file import Access, AccessError, AccessFile, runtime_folder
-from broker.auth.connection_files import write_connection_file
+from broker.auth.connection_files import remove_connection_file, write_connection_file
 from broker.auth.private_files import make_private_folder
 from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
 from broker.auth.users import UserStore, default_users_path
@@ -88,8 +88,8 @@ class _Daemon:
             finally:
                 if access is not None:
                     access.remove()
-                if connection_file is not None:
-                    connection_file.unlink(missing_ok=True)
+                if connection_file is not None and broker.zeromq is not None:
+                    remove_connection_file(connection_file, broker.zeromq.info)
         finally:
             await self._stop(broker)
 

@@ -221,7 +221,7 @@ class Connection:
                 else:
                     await self._open_link()
         except TimeoutError:
-            raise _cannot(self.url, f"no answer within {timeout_s or 0.0:.3g} s") from None
+            raise _silent(self.url, timeout_s or 0.0) from None
 
     def open_near(self) -> None:
         """As `open`, at once, for a broker that is near. Raises ConnectionLost, Refused, CannotConnect."""
@@ -535,8 +535,7 @@ class Connection:
                 refused.advice = f"Whoever runs the broker has to allow this key: broker curve allow NAME {place.name}"
             raise refused from None
         except TimeoutError:
-            hint = _silent_hint(self.url)
-            raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s{hint}") from None
+            raise _silent(self.url, OPEN_TIMEOUT_S) from None
         except ssl.SSLCertVerificationError as error:
             raise _cannot(self.url, f"its certificate is not trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
@@ -696,20 +695,21 @@ def _why(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
-def _silent_hint(url: str) -> str:
-    """What may be wrong where somebody takes a connection and says nothing."""
-    if url.startswith(("https:", "wss:")):
-        return "; is it a TLS port?"
-    if url.startswith(("tcp:", "ipc:")):
-        return "; is it the shell port of a broker, which runs, and the key its own?"
-    return ""
-
-
 def _cannot(url: str, reason: str) -> CannotConnect:
     where = f"no broker at {url}: {reason}" if url else reason
     error = CannotConnect(where, retryable=True)
     error.url = url
     return error
+
+
+def _silent(url: str, waited_s: float) -> CannotConnect:
+    """Somebody takes the connection and says nothing: what may be wrong."""
+    hint = ""
+    if url.startswith(("https:", "wss:")):
+        hint = "; is it a TLS port?"
+    elif url.startswith(("tcp:", "ipc:")):
+        hint = "; is it the shell port of a broker, which runs, and the key its own?"
+    return _cannot(url, f"no answer within {waited_s:.3g} s{hint}")
 
 
 def _unusable(url: str, why: str, *, come_back: bool) -> BrokerError:

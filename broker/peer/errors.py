@@ -77,7 +77,7 @@ class BrokerError(Exception):
             )
         if facts:
             text += f" ({', '.join(facts)})"
-        return f"{text}. {self.advice}" if self.advice else text
+        return f"{text.removesuffix('.')}. {self.advice}" if self.advice else text
 
 
 class RemoteError(BrokerError):
@@ -91,6 +91,8 @@ class RemoteError(BrokerError):
         self.type: str = _text(data, "type")
         if self.code in (-32601, -32602):
             self.detail = f"{detail}: {_text(data, 'detail')}" if _text(data, "detail") else detail
+            self.advice = ""
+        if data.get("traceback"):  # as a kernel's: the log would say no more
             self.advice = ""
 
     def __str__(self) -> str:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file as upstream_writes
 
-from broker.auth.connection_files import read_connection_file, read_key_file, write_connection_file
+from broker.auth.connection_files import (
+    read_connection_file,
+    read_key_file,
+    remove_connection_file,
+    write_connection_file,
+)
 from broker.wire.connection_file import ConnectionFileError, ConnectionInfo
 
 INFO = ConnectionInfo(
@@ -83,3 +89,21 @@ def test_a_key_file(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(PermissionError, match="can be read by others"):
         read_key_file(path)
+
+
+def test_one_is_removed_by_who_wrote_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    theirs = msgspec.structs.replace(INFO, key="another broker's")
+    write_connection_file(path, theirs)
+    remove_connection_file(path, INFO)
+    assert read_connection_file(path) == theirs
+    remove_connection_file(path, theirs)
+    assert not path.exists()
+    remove_connection_file(path, theirs)  # again is no error
+
+
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "kernel.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_connection_file(path, INFO)
+    assert caught.value.filename == str(path)

@@ -361,6 +361,19 @@ def test_revoking_by_id_by_name_and_when_it_is_unclear(tmp_path: Path) -> None:
         tokens.revoke("zzz")
 
 
+def test_keys_and_tokens_of_one_name_are_revoked_each_by_its_kind(tmp_path: Path) -> None:
+    tokens = store(tmp_path)
+    token = tokens.create("anna")[0]
+    key = tokens.create("anna", curve_key=b"-A#:#Y-yH90jf<e)dB*!YVJ8^Rc=tWxve?UGGiKe")[0]
+    with pytest.raises(UnknownToken, match="no CURVE key has the id"):
+        tokens.revoke(token.id, "curve")
+    with pytest.raises(UnknownToken, match="no token has the id"):
+        tokens.revoke(key.id)
+    assert tokens.revoke("anna", "curve").id == key.id
+    assert tokens.is_valid(token.id)
+    assert tokens.revoke("anna").id == token.id
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

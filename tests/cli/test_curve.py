@@ -43,9 +43,12 @@ def test_from_the_brokers_file_to_a_call_and_to_the_end(
                 await AsyncClient(str(brokers), reconnect=False).connect()
             assert main(["curve", "keys", str(brokers), str(own)]) == 0
             key = capsys.readouterr().out.strip()
+            before = own.read_text()
+            assert main(["curve", "keys", str(brokers), str(own)]) == 2, "the key that may be in use stays"
+            assert own.read_text() == before
             with pytest.raises(errors.Refused, match=f"broker curve allow NAME {key}") as refused:
                 await AsyncClient(str(own), reconnect=False).connect()
-            assert "token" not in str(refused.value)
+            assert "token" not in str(refused.value), "no token would help"
             assert main(["curve", "allow", "anna", key, "--endpoint", "data"]) == 0
             async with AsyncClient(str(own)) as client:
                 await client.call("broker.ping")
@@ -102,10 +105,11 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for arguments, said in (
         (["keys", str(plain), str(tmp_path / "own.json")], "zeromq.curve"),
         (["keys", str(tmp_path / "none.json"), str(tmp_path / "own.json")], "there is no file"),
+        (["keys", str(plain), str(plain)], "is there already"),
         (["allow", "anna", "too-short"], "40 characters"),
         (["allow", "anna", ""], "40 characters"),
         (["allow", "anna", "x" * 64], "64 hexadecimal digits"),
-        (["revoke", "nobody"], "nobody"),
+        (["revoke", "nobody"], "no CURVE key has the id or name 'nobody'"),
     ):
         assert main(["curve", *arguments]) == 2
         assert said in capsys.readouterr().err

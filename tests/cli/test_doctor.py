@@ -77,6 +77,15 @@ def test_nobody_there(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "broker: doctor: reachable failed; the lines above say what to do\n"
 
 
+def test_a_zeromq_door_is_no_url(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, checks = examine(capfd, "--url", "tcp://127.0.0.1:5000/key")
+    assert code == 2
+    assert "broker ping" in checks["url"]["advice"]
+    code, checks = examine(capfd, "--url", str(tmp_path / "none.json"))
+    assert code == 3
+    assert "there is no file" in checks["broker"]["text"]
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://u:p@x", "http://127.0.0.1:99999"])
 def test_what_is_no_url(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, checks = examine(capfd, "--url", url)

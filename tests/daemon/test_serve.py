@@ -60,6 +60,25 @@ def test_it_starts_writes_its_access_file_and_is_used_with_it(tmp_path: Path) ->
         assert not [line for line in running.lines() if line["level"] == "error"], running.log
 
 
+def test_the_connection_file_of_a_broker_that_came_later_stays(tmp_path: Path) -> None:
+    file = tmp_path / "zeromq.json"
+    names = {"BROKER_ZEROMQ__ENABLED": "true", "BROKER_ZEROMQ__CONNECTION_FILE": str(file)}
+    folders = [tmp_path / "before", tmp_path / "after"]
+    for folder in folders:
+        folder.mkdir()
+    with daemon(folders[0], env=names) as before:
+        first = file.read_text()
+        with daemon(folders[1], env=names) as after:
+            second = file.read_text()
+            assert first != second
+            before.signal(signal.SIGTERM)
+            assert before.ended() == 0
+            assert file.read_text() == second
+            after.signal(signal.SIGTERM)
+            assert after.ended() == 0
+            assert not file.exists(), "nothing stale stays"
+
+
 def test_each_start_has_a_token_of_its_own(tmp_path: Path) -> None:
     tokens = []
     for _ in range(2):

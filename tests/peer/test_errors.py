@@ -76,6 +76,16 @@ def test_a_lost_connection_says_whether_it_may_have_run() -> None:
     assert ConnectionLost("it broke", endpoint="data", method="read").retryable
 
 
+def test_the_advice_comes_after_one_full_stop() -> None:
+    assert str(ConnectionLost("it said no.", method="m", may_have_executed=True)).count("no. It may have run") == 1
+
+
+def test_who_has_the_traceback_is_not_sent_to_the_log() -> None:
+    here = reply(-32000, {"type": "E", "traceback": ["1/0"]}, worker="n-1")
+    assert "log" not in str(here)
+    assert "log" in str(reply(-32000, {"type": "E", "traceback": []}, worker="n-1"))
+
+
 def test_what_a_worker_had_when_the_broker_stopped_may_have_run() -> None:
     lost = reply(-32007, {"outcome": "shutting_down", "dispatched": True, "retryable": False})
     assert str(lost).endswith("It may have run; look before you repeat it.")

@@ -43,7 +43,8 @@ function sentence(error) {
   if (attempts > 1) facts.push(`${attempts} attempts`);
   const [time, unit] = elapsedS >= 1 ? [elapsedS, "s"] : [elapsedS * 1e3, "ms"];
   if (elapsedS) facts.push(`after ${Number(time.toPrecision(3))} ${unit}`);
-  return `${text}${facts.length ? ` (${facts.join(", ")})` : ""}${advice ? `. ${advice}` : ""}`;
+  const line = `${text}${facts.length ? ` (${facts.join(", ")})` : ""}`;
+  return advice ? `${line.replace(/\.$/, "")}. ${advice}` : line;
 }
 
 /** The worker answered with an error of its own; `type` is the name of the exception there, if it said one. */
@@ -192,7 +193,9 @@ export function errorOf(error, meta, where, elapsedS) {
   if (kind === RemoteError && (code === -32601 || code === -32602)) {
     return new kind(detail ? `${message}: ${detail}` : message, { ...facts, advice: "" });
   }
-  if (kind === DeadlineExceeded && told.phase === "queued") {
+  if (kind === RemoteError && told.traceback?.length) {
+    facts.advice = ""; // as a kernel's: the log would say no more
+  } else if (kind === DeadlineExceeded && told.phase === "queued") {
     facts.advice = "No worker was free for it: start more workers, or give it a longer timeout.";
   } else if (kind === ShuttingDown && facts.dispatched && !facts.retryable) {
     facts.advice = MAY_HAVE_RUN;
