@@ -171,7 +171,8 @@ class _Stage:
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
+            # Its own `send_signal` takes the status of one that has just ended, and asyncio warns that it is gone.
+            os.kill(process.pid, number)
 
 
 async def _tell(stage: _Stage, folder: Path | None, keep: bool) -> None:

@@ -119,7 +119,7 @@ def test_of_a_peer_that_was_sent_away_no_connection_stays(tmp_path: Path) -> Non
             keys = ((home.info.curve_publickey or "").encode(), *pair)
             async with Raw(home.info, curve=keys) as raw:
                 assert (await raw.ask("attach_request"))["status"] == "ok"
-                store.revoke("anna")
+                store.revoke("anna", "curve")
                 assert (await raw.find("detach"))["content"]["code"] == 4401
                 await until(lambda: home.door.connections == 0, "its connection goes too")
 
@@ -202,7 +202,7 @@ def test_a_revoked_key_ends_what_its_plain_subscriber_hears(tmp_path: Path) -> N
             server_key = (home.info.curve_publickey or "").encode()
             async with subscriber(home.info, b"data/news\0", server_key, *pair):
                 await until(lambda: home.door.topics == 1, "it listens")
-                store.revoke("liam")
+                store.revoke("liam", "curve")
                 await until(lambda: home.door.topics == 0, "it is put out")
                 await until(lambda: home.door.counters.handshakes["unknown_key"] > 0, "and not let in again")
 
