@@ -247,7 +247,7 @@ def test_a_revoked_key_ends_its_sessions(tmp_path: Path) -> None:
             pair = curve.pair("anna")
             async with Raw(home.info, curve=with_server(home.info, pair)) as raw:
                 assert (await raw.ask("attach_request"))["status"] == "ok"
-                curve.store.revoke("anna")
+                curve.store.revoke("anna", "curve")
                 assert (await raw.find("detach"))["content"]["code"] == 4401
             with pytest.raises(errors.Refused):
                 await AsyncClient(curve.file(home, pair), reconnect=False).connect()
