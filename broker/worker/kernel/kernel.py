@@ -145,11 +145,16 @@ class Kernel:
     async def interrupt(self) -> None:
         """Interrupt what it is doing; nothing while it starts again. Raises KernelError."""
         if self.is_dead:
-            raise KernelError("the kernel is dead; `restart` starts it again")
+            raise KernelError(self._dead)
         if not self._ready.is_set():
             return
         if not await self.process.interrupt():
             await self._ask_own("control", "interrupt_request", {})
+
+    @property
+    def _dead(self) -> str:
+        advice = "`restart` starts it again" if self.process.can_restart else "whoever started it has to start it again"
+        return f"the kernel is dead; {advice}"
 
     async def _open(self) -> None:
         info = await self.process.start()
@@ -417,7 +422,7 @@ class Kernel:
         """Wait while it starts again. Raises Fault if it is dead."""
         while not self._ready.is_set():
             if self.is_dead:
-                raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
+                raise _fault("KernelDied", self._dead)
             await self._settled.wait()
         assert self._sockets is not None
         return self._sockets
@@ -425,7 +430,7 @@ class Kernel:
     def header(self, msg_type: str) -> dict[str, Any]:
         """The header of a new message of the worker's own."""
         if self._sockets is None:
-            raise _fault("KernelDied", "the kernel is dead; `restart` starts it again")
+            raise _fault("KernelDied", self._dead)
         return self._sockets.session.header(msg_type, now())
 
     def done(self, asking: Asking) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import Any
+from typing import Any, Self
 
 from broker.core.access import is_name
 from broker.peer.errors import BrokerError, NoEndpoint
@@ -13,7 +13,7 @@ from broker.peer.session import Options
 from broker.peer.values import encode
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.bounds import BOUNDS, Bounds
-from broker.worker.kernel.process import KernelError, Started, find_specs_aside
+from broker.worker.kernel.process import KernelError, Started, find_spec, find_specs_aside
 from broker.worker.kernel.worker import GRACE_S, KernelWorker
 from broker.worker.worker import Worker
 
@@ -55,6 +55,11 @@ class KernelsWorker(Worker):
         self.add(self.begin, "start")
         self.add(self.list)
         self.add(self.end, "stop")  # `start` and `stop` of a worker are its own
+
+    async def start(self) -> Self:
+        """Serve. Raises KernelError where no kernel could be started: no jupyter_client, or not the one by default."""
+        await asyncio.to_thread(find_spec, self._default)
+        return await super().start()
 
     async def specs(self) -> dict[str, Any]:
         """`{default, kernelspecs: {NAME: {name, spec, resources}}}`: what can be started."""

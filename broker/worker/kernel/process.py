@@ -60,13 +60,7 @@ class Started:
 
     async def start(self) -> ConnectionInfo:
         """Where it is, from now on. Raises KernelError: no such kernelspec, it does not start."""
-        specs = find_specs()
-        if self.name not in specs:
-            near = difflib.get_close_matches(self.name, specs, 1, 0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
-            listed = f"there are {', '.join(sorted(specs))}" if specs else f"there is none; {INSTALL}"
-            raise KernelError(f"there is no kernel named {self.name!r}: {hint}{listed} (`jupyter kernelspec list`)")
-        self.spec = specs[self.name]["spec"]
+        self.spec = find_spec(self.name)
         self._manager = _jupyter_client().AsyncKernelManager(kernel_name=self.name)
         try:
             await self._manager.start_kernel(env=_environment())
@@ -149,6 +143,18 @@ def find_specs() -> dict[str, dict[str, Any]]:
     """The kernelspecs of this machine by name: `{spec, resource_dir}`. Raises KernelError without jupyter_client."""
     found: dict[str, dict[str, Any]] = _jupyter_client().kernelspec.KernelSpecManager().get_all_specs()
     return found
+
+
+def find_spec(name: str) -> dict[str, Any]:
+    """One of them. Raises KernelError, which says what there is."""
+    specs = find_specs()
+    if name not in specs:
+        near = difflib.get_close_matches(name, specs, 1, 0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        listed = f"there are {', '.join(sorted(specs))}" if specs else f"there is none; {INSTALL}"
+        raise KernelError(f"there is no kernel named {name!r}: {hint}{listed} (`jupyter kernelspec list`)")
+    spec: dict[str, Any] = specs[name]["spec"]
+    return spec
 
 
 def _environment() -> dict[str, str]:

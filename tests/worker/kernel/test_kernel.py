@@ -375,6 +375,18 @@ def test_a_kernel_that_runs_is_attached_to_and_left_running(tmp_path: Path) -> N
     run(main, timeout_s=55)
 
 
+def test_who_asks_an_attached_kernel_that_has_ended_is_not_sent_to_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with elsewhere(tmp_path) as (path, manager), kernel_running(Attached(path)) as (_, client):
+            async with await client.subscribe(ENDPOINT, topic="iopub") as messages:
+                await manager.shutdown_kernel(now=True)
+                await heard(messages, is_status("dead"))
+            with pytest.raises(errors.RemoteError, match="whoever started it has to start it again"):
+                await outputs(client, "1")
+
+    run(main, timeout_s=55)
+
+
 def test_connection_files_that_lead_nowhere_are_refused_with_the_reason(tmp_path: Path) -> None:
     nowhere = ConnectionInfo(shell_port=1, iopub_port=2, stdin_port=3, control_port=4, hb_port=5, key="k")
 
