@@ -16,6 +16,11 @@ from broker.core.ids import WireId
 from broker.core.messages import Body, End, Message, Options
 from broker.core.sessions import Session
 from broker.transports.kernels.door import KernelDoor
+from broker.wire.calls import status_of
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
 
 
 class Failed(Exception):
@@ -26,12 +31,12 @@ class Failed(Exception):
         self.end = end
 
     def refused(self) -> Refused:
-        """As an HTTP request is told of it."""
+        """As an HTTP request is told of it: of a worker's own error its text, and 503 where trying again may help."""
         outcome = self.end.outcome
-        text = outcome.detail or outcome.kind.text
+        status, text = status_of(self.end), outcome.detail or outcome.kind.text
         if self.end.body is not None:
-            text = f"{text}: {bytes(self.end.body.raw).decode('utf-8', 'replace')[:1000]}"
-        return Refused(outcome.kind.http, text)
+            text = f"{text}: {msgspec.json.decode(self.end.body.raw, type=_Error).message[:1000]}"
+        return Refused(503 if status == 500 and outcome.retryable else status, text)
 
 
 class Asker:

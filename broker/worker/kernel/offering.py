@@ -9,12 +9,11 @@ from typing import Any, Self
 
 from broker.core.access import is_name
 from broker.peer.errors import BrokerError, NoEndpoint
-from broker.peer.session import Options
 from broker.peer.values import encode
 from broker.worker.faults import BAD_PARAMS, Fault
 from broker.worker.kernel.bounds import BOUNDS, Bounds
 from broker.worker.kernel.process import KernelError, Started, find_spec, find_specs_aside
-from broker.worker.kernel.worker import GRACE_S, KernelWorker
+from broker.worker.kernel.worker import GRACE_S, LOOKING, KernelWorker
 from broker.worker.worker import Worker
 
 log = logging.getLogger("broker.worker")
@@ -23,8 +22,6 @@ KERNELS_MAX = 16
 """kernels at once"""
 START_AHEAD_S = 60.0
 """what requests here may take beside the time until a kernel answers: its process begins, it is served"""
-
-_LOOKING = Options(timeout=10.0, idempotent=True)
 
 
 class KernelsWorker(Worker):
@@ -105,7 +102,7 @@ class KernelsWorker(Worker):
         assert connection is not None
         params, _ = encode({"endpoint": endpoint})
         try:
-            told = await connection.request("broker.describe", params, (), _LOOKING)
+            told = await connection.request("broker.describe", params, (), LOOKING)
         except NoEndpoint:
             return
         if told["workers"]:

@@ -13,7 +13,7 @@ from broker.links.kernel_channel import Header, Received
 from broker.links.session import now
 from broker.peer.errors import BrokerError
 from broker.peer.session import Options
-from broker.peer.values import Encoded
+from broker.peer.values import Encoded, encode
 from broker.wire.kernel import KernelMessage
 from broker.wire.session import pack_json
 from broker.worker.faults import BAD_PARAMS, Fault
@@ -42,6 +42,8 @@ SHOWN = frozenset(("stream", "display_data", "execute_result", "error", "update_
 """the kinds of messages that plain callers of `execute` get as items"""
 
 _PUBLISHING = Options(timeout=60.0)
+LOOKING = Options(timeout=10.0, idempotent=True)
+"""of a worker's own questions about the broker"""
 
 
 class KernelWorker(Worker):
@@ -86,7 +88,22 @@ class KernelWorker(Worker):
             await self.kernel.end(now=True)
             raise
         self._publishing = asyncio.get_running_loop().create_task(self._publish_on())
+        await self._look_beside()
         return self
+
+    async def _look_beside(self) -> None:
+        """Warn if others serve kernels here: cells then run now in the one and now in the other."""
+        connection = self._connection
+        assert connection is not None
+        params, _ = encode({"endpoint": self.endpoint})
+        try:
+            told = await connection.request("broker.describe", params, (), LOOKING)
+        except BrokerError:
+            return  # it is not there now, or not told to everybody
+        others = len(told["workers"]) - 1
+        if others > 0:
+            text = "%s is served by %d other worker(s) too: cells run now here and now there; give each an endpoint"
+            log.warning(text, self.endpoint, others)
 
     async def stop(self, *, now: bool = False) -> None:
         """Go, and end the kernel if it was started here."""

@@ -130,6 +130,16 @@ def test_a_kernel_that_cannot_be_started_says_why(house: House, offering: Kernel
     assert "python3" in body["message"], "what there is"
 
 
+def test_no_more_kernels_than_may_run_are_started(house: House, offering: KernelsWorker) -> None:
+    before, offering._kernels_max = offering._kernels_max, 0
+    try:
+        status, _, body = house.request("POST", "/api/kernels", body={})
+    finally:
+        offering._kernels_max = before
+    assert (status, "as many as may; stop one" in body["message"]) == (503, True)
+    assert "{" not in body["message"], "words, not the worker's JSON"
+
+
 def test_who_may_not_use_a_kernel_starts_none(house: House, offering: KernelsWorker) -> None:
     status, _, body = house.request("POST", "/api/kernels", STARTER, {"name": "python3"})
     assert (status, "may not be caller at kernels." in body["message"]) == (403, True)

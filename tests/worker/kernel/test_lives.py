@@ -13,6 +13,7 @@ import pytest
 
 from broker.peer import errors
 from broker.worker.kernel.offering import KernelsWorker
+from broker.worker.kernel.process import KernelError
 from tests.peer.harness import SECRET, broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, kernel_running, outputs
 
@@ -27,12 +28,12 @@ def test_a_restart_and_a_shutdown_go_on_without_the_caller_who_wanted_them() -> 
             for begun in (lambda: worker.kernel.state == "restarting", lambda: not worker.kernel._connected):
                 await until(lambda: worker.kernel.state == "idle", "it is there")
                 wanted = asyncio.create_task(client.call(f"{ENDPOINT}/restart"))
-                await until(begun, "it has begun")
+                await until(lambda begun=begun, wanted=wanted: begun() or wanted.done(), "it has begun")
                 wanted.cancel()
                 async with asyncio.timeout(20):
                     assert (await outputs(client, "1"))[1]["execution_count"] == 1, "a new one, and it answers"
             wanted = asyncio.create_task(client.call(f"{ENDPOINT}/shutdown"))
-            await until(lambda: worker.kernel.state == "dead", "it has begun")
+            await until(lambda: worker.kernel.state == "dead" or wanted.done(), "it has begun")
             wanted.cancel()
             await worker.wait()
 
@@ -128,5 +129,26 @@ def test_a_worker_that_is_ended_while_its_kernel_starts_leaves_none() -> None:
                     worker.send_signal(how)
                     await asyncio.to_thread(worker.wait, 20)
                     await until(lambda: not alive(kernel), "it is gone")  # noqa: B023
+
+    run(main)
+
+
+def test_two_kernels_at_one_endpoint_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with broker_running() as broker, kernel_running(broker=broker):
+            assert "other worker" not in caplog.text
+            async with kernel_running(broker=broker):
+                assert f"{ENDPOINT} is served by 1 other worker(s) too" in caplog.text
+
+    run(main)
+
+
+def test_kernels_that_could_not_be_started_are_not_offered() -> None:
+    async def main() -> None:
+        async with broker_running() as broker:
+            worker = KernelsWorker("kernels", broker.url, SECRET, default="pyton3")
+            with pytest.raises(KernelError, match="no kernel named 'pyton3': did you mean python3"):
+                await worker.start()
+            assert "kernels" not in broker.router.registry.by_name
 
     run(main)
