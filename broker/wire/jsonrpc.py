@@ -70,6 +70,8 @@ Decoded: TypeAlias = (
 Attachments: TypeAlias = tuple[bytes | memoryview, ...]
 Pieces: TypeAlias = list[bytes | memoryview]
 
+TEXT_FRAME, BINARY_FRAME = "jsonrpc text", "jsonrpc binary"
+"""what the frames of a broadcast that all peers of this dialect share are called; without attachments, the first"""
 ID_MAX = 128
 """bytes of a string id"""
 ROUTES_REMEMBERED = 256
