@@ -24,8 +24,8 @@ class Credential(TypedDict):
     login_id: str
 
 
-class Admission(Door):
-    """The base of the handlers that attach somebody."""
+class Admits:
+    """What attaching somebody takes, whatever the door."""
 
     engine: Engine
     limits: Callable[[], Limits]
@@ -57,3 +57,7 @@ class Admission(Door):
         """Say why and end. Without a start the other side's part of the close handshake would not be read."""
         link.start(Nobody())
         link.close(close.code, reason)
+
+
+class Admission(Admits, Door):
+    """The base of the handlers that attach somebody."""
