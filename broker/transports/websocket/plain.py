@@ -42,8 +42,11 @@ class PlainDoor(Attaches):
 
         `connection` does not block; it is the door's if that is so.
         """
+        host = str(address[0]) if address else ""
+        if not host or "%" in host or self.gate.asks_program:  # a Unix socket; an address with a zone
+            return False
         request = read_opening(data)
-        if request is None or self.gate.asks_program or not address:
+        if request is None:
             return False
         place, slash, endpoint = request.path[1:].partition("/")
         upgrade = check_upgrade("GET", request)
@@ -52,17 +55,15 @@ class PlainDoor(Attaches):
         if upgrade.subprotocols not in _SUBPROTOCOLS:
             return False
         try:
-            found = self._judge(request, str(address[0]), endpoint)
+            found = self._judge(request, host, endpoint)
         except Refused:
-            return False
-        if found is None:
-            return False
-        connection.recv(len(data))  # it was only looked at
-        opening = self._open(connection, address, upgrade, *found, endpoint)
-        task = self.engine.loop.create_task(opening)
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-        return True
+            found = None
+        if found is not None:
+            connection.recv(len(data))  # it was only looked at
+            task = self.engine.loop.create_task(self._open(connection, address, upgrade, *found, endpoint))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        return found is not None
 
     def _judge(self, request: OpeningRequest, host: str, endpoint: str) -> tuple[Principal, Attachment] | None:
         """Who comes, and as what. None if the HTTP server has to look; Refused, where it will say so."""
