@@ -246,17 +246,16 @@ class Acceptor:
         connection = waiting.connection
         try:
             data = connection.recv(OPENING_MAX_BYTES, socket.MSG_PEEK)
-            if data and self._opens is not None and self._opens(connection, address, data):
-                self._forget(connection)
-                return True
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
             data = b""
-        if data:
-            self._serve(waiting, address)
-        else:  # it left without a word
+        if not data:  # it left without a word
             self._drop(waiting)
+        elif self._opens is not None and self._opens(connection, address, data):
+            self._forget(connection)
+        else:
+            self._serve(waiting, address)
         return True
 
     def _serve(self, waiting: _Waiting, address: tuple[object, ...]) -> bool:
@@ -277,8 +276,9 @@ class Acceptor:
     def _drop(self, waiting: _Waiting) -> None:
         """Close a connection that nobody has yet."""
         self._forget(waiting.connection)
-        self._loop.remove_reader(waiting.connection.fileno())
-        waiting.connection.close()
+        if waiting.connection.fileno() >= 0:  # else TLS had it, and closed it
+            self._loop.remove_reader(waiting.connection.fileno())
+            waiting.connection.close()
 
     def _stream(self, connection: socket.socket) -> IOStream:
         if self.ssl_context is None:

@@ -148,6 +148,33 @@ def test_a_socket_is_counted_once_whoever_takes_it_and_dropped_with_the_acceptor
     run(main, loop)
 
 
+class Failing:
+    """As an SSLContext where the peer is gone already, with its socket or without."""
+
+    def __init__(self, closes: bool) -> None:
+        self.closes = closes
+
+    def wrap_socket(self, connection: socket.socket, **_: object) -> socket.socket:
+        if self.closes:
+            socket.close(connection.detach())
+        raise OSError("gone")
+
+
+@loops
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_socket_for_which_tls_cannot_begin_is_counted_and_closed(loop: str, closes: bool) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            server.acceptor.ssl_context = Failing(closes)  # type: ignore[assignment]
+            reader, writer = await silent(server.port)
+            assert await rest(reader) == b""
+            counters = server.acceptor.counters
+            assert (counters.tls_failed, counters.accepted, server.acceptor.unauthenticated) == (1, 0, 0)
+            await let_go([writer])
+
+    run(main, loop)
+
+
 @loops
 def test_accepts_beyond_the_rate_wait_and_are_served(loop: str) -> None:
     async def main() -> None:
