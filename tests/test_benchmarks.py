@@ -26,6 +26,8 @@ SHORT = {
     "http": ["--calls", "100", "--repeat", "1"],
     "stream": ["--mb", "4", "--repeat", "1"],
     "embedding": ["--threads", "8", "--calls", "160", "--repeat", "1"],
+    "kernels": ["--cells", "10", "--mb", "3"],
+    "front_ends": ["--count", "20", "--repeat", "1"],
     "sdk": ["--calls", "200", "--repeat", "1", "--memory", "1000"],
     "path": ["--rounds", "3"],
     "loads": ["--repeat", "1", "--seconds", "0.1", "--subjects", "ours,floor", "--loads", "16x16,fan-out,accept"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -38,14 +38,87 @@ class Lag:
         self.max_s = max(self.max_s, late_s)
 
 
+class FrontEndCounts(Protocol):
+    """What is counted of Jupyter's front ends; their number is how many there are."""
+
+    @property
+    def connected(self) -> int:
+        """Those with a link."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Messages they had no room for."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class NoFrontEnds:
+    """Where there are none."""
+
+    connected = left_out = 0
+
+    def __len__(self) -> int:
+        return 0
+
+
+class ZeroMqCounts(Protocol):
+    """What is counted at the ZeroMQ door."""
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Messages refused, by cause."""
+        ...
+
+    @property
+    def handshakes(self) -> Mapping[str, int]:
+        """Connections, by what became of them."""
+        ...
+
+    evicted: int
+    heartbeats: int
+    published: int
+    published_dropped: int
+    subscriptions_refused: int
+
+
+class ZeroMqDoor(Protocol):
+    """The ZeroMQ door, as far as its figures go."""
+
+    @property
+    def counters(self) -> ZeroMqCounts:
+        """Totals."""
+        ...
+
+    @property
+    def peers(self) -> int:
+        """Routes to somebody who has sent a valid message."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """Connections of all sockets."""
+        ...
+
+    @property
+    def topics(self) -> int:
+        """Topics that plain SUB sockets listen to."""
+        ...
+
+
 class Sources(msgspec.Struct):
-    """Where the figures come from. `acceptor` is None in a program that brings its own HTTP server."""
+    """Where the figures come from. `acceptor` is None in a program that brings its own HTTP server, `zeromq` where that
+    door is shut.
+    """
 
     router: Router
     links: LoopLinks
     auth: AuthCounters
     lag: Lag
     acceptor: Callable[[], Acceptor | None]
+    front_ends: FrontEndCounts = msgspec.field(default_factory=NoFrontEnds)
+    zeromq: Callable[[], ZeroMqDoor | None] = lambda: None
 
 
 class Collector:
@@ -64,6 +137,9 @@ class Collector:
         yield from self._endpoints()
         yield from self._links()
         yield from self._doors()
+        zeromq = self._sources.zeromq()
+        if zeromq is not None:
+            yield from self._zeromq(zeromq)
 
     def _build(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
@@ -173,6 +249,12 @@ class Collector:
         yield over_share
         text = "Sessions without a link that may return."
         yield GaugeMetricFamily("broker_sessions_away", text, value=router.sessions.suspended)
+        front_ends = self._sources.front_ends
+        text = "Front ends of kernels, those that are away included."
+        yield GaugeMetricFamily("broker_front_ends", text, value=len(front_ends))
+        yield GaugeMetricFamily("broker_front_ends_connected", "Those of them with a link.", value=front_ends.connected)
+        text = "Messages of kernels that a front end had no room for, away or reading slowly."
+        yield CounterMetricFamily("broker_front_end_messages_left_out", text, value=front_ends.left_out)
         yield GaugeMetricFamily("broker_fanouts", "Broadcasts under way.", value=len(router.fanouts))
         text = "Sessions that hear again what a topic has kept."
         yield GaugeMetricFamily("broker_replays_pending", text, value=len(router.state.replays))
@@ -215,6 +297,32 @@ class Collector:
             yield CounterMetricFamily(f"broker_link_{name}", text, value=getattr(links.counters, name))
         yield GaugeMetricFamily("broker_loop_lag_seconds", "How late the event loop was last.", value=lag.last_s)
         yield GaugeMetricFamily("broker_loop_lag_max_seconds", "How late it ever was.", value=lag.max_s)
+
+    @staticmethod
+    def _zeromq(door: ZeroMqDoor) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        counters = door.counters
+        yield GaugeMetricFamily("broker_zeromq_connections", "Connections of its sockets.", value=door.connections)
+        yield GaugeMetricFamily("broker_zeromq_peers", "Peers that have sent a valid message.", value=door.peers)
+        yield GaugeMetricFamily("broker_zeromq_topics", "Topics SUB sockets listen to.", value=door.topics)
+        refused = CounterMetricFamily("broker_zeromq_refused", "Messages refused, by cause.", labels=["cause"])
+        for name, count in counters.refused.items():
+            refused.add_metric([name], count)
+        yield refused
+        text = "Connections, by what became of them."
+        handshakes = CounterMetricFamily("broker_zeromq_handshakes", text, labels=["result"])
+        for name, count in counters.handshakes.items():
+            handshakes.add_metric([name], count)
+        yield handshakes
+        for name, text, count in (
+            ("evicted", "Connections ended by the broker.", counters.evicted),
+            ("heartbeats", "Heartbeats echoed.", counters.heartbeats),
+            ("published", "Broadcasts given to the XPUB socket.", counters.published),
+            ("published_dropped", "Broadcasts it had no room for.", counters.published_dropped),
+            ("subscriptions_refused", "Subscriptions of SUB sockets refused.", counters.subscriptions_refused),
+        ):
+            yield CounterMetricFamily(f"broker_zeromq_{name}", text, value=count)
 
     def _doors(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

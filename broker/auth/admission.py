@@ -12,7 +12,7 @@ from broker.core.access import Grant, Principal
 from broker.core.errors import Close
 from broker.engine.engine import Engine
 from broker.links.end import Nobody
-from broker.links.link import Link
+from broker.links.pair import AnyLink
 
 
 class Credential(TypedDict):
@@ -24,8 +24,8 @@ class Credential(TypedDict):
     login_id: str
 
 
-class Admits:
-    """What attaching somebody takes, whatever the door."""
+class Admission(Door):
+    """The base of the handlers that attach somebody."""
 
     engine: Engine
     limits: Callable[[], Limits]
@@ -33,31 +33,49 @@ class Admits:
 
     def check_room(self) -> None:
         """Raises Refused 503 if the broker takes nobody any more, or there are too many."""
-        if self.engine.router.draining:
-            raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
-        self.check_sessions()
+        check_room(self.engine, self.limits())
 
     def check_sessions(self) -> None:
         """Raises Refused 503 if there are too many sessions."""
-        sessions_max = self.limits().sessions_max
-        if len(self.engine.router.sessions) >= sessions_max:
-            raise Refused(503, f"{sessions_max} sessions are connected", (("Retry-After", "5"),))
+        check_sessions(self.engine, self.limits())
 
     def credential(self, principal: Principal) -> Credential:
         """What its session has of a principal."""
-        return Credential(
-            grants=principal.grants,
-            expires_at=self.engine.moment(principal.expires_at),
-            token_id=principal.token_id,
-            login_id=principal.login_id,
-        )
+        return credential_of(self.engine, principal)
 
     @staticmethod
-    def turn_away(link: Link, close: Close, reason: str) -> None:
-        """Say why and end. Without a start the other side's part of the close handshake would not be read."""
-        link.start(Nobody())
-        link.close(close.code, reason)
+    def turn_away(link: AnyLink, close: Close, reason: str) -> None:
+        """Say why and end."""
+        turn_away(link, close, reason)
 
 
-class Admission(Admits, Door):
-    """The base of the handlers that attach somebody."""
+# The same for doors without HTTP.
+
+
+def check_room(engine: Engine, limits: Limits) -> None:
+    """Raises Refused 503 if the broker takes nobody any more, or there are too many."""
+    if engine.router.draining:
+        raise Refused(503, "the broker is shutting down", (("Retry-After", "1"),))
+    check_sessions(engine, limits)
+
+
+def check_sessions(engine: Engine, limits: Limits) -> None:
+    """Raises Refused 503 if there are too many sessions."""
+    if len(engine.router.sessions) >= limits.sessions_max:
+        raise Refused(503, f"{limits.sessions_max} sessions are connected", (("Retry-After", "5"),))
+
+
+def credential_of(engine: Engine, principal: Principal) -> Credential:
+    """What its session has of a principal."""
+    return Credential(
+        grants=principal.grants,
+        expires_at=engine.moment(principal.expires_at),
+        token_id=principal.token_id,
+        login_id=principal.login_id,
+    )
+
+
+def turn_away(link: AnyLink, close: Close, reason: str) -> None:
+    """Say why and end. Without a start the other side's part of the close handshake would not be read."""
+    link.start(Nobody())
+    link.close(close.code, reason)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -13,7 +14,7 @@ from broker.auth.logins import Logins, cookie_values
 from broker.auth.origins import HostRules
 from broker.auth.sign_in import SignIn, Throttled
 from broker.auth.tickets import Tickets
-from broker.auth.tokens import TokenStore, digest_of
+from broker.auth.tokens import TokenStore, curve_digest, digest_of
 from broker.core.access import Principal
 
 BEARER_SUBPROTOCOL = "bearer."
@@ -77,12 +78,32 @@ def from_ticket(facts: RequestFacts) -> Credential | None:
     return None if value is None else Credential("ticket", value)
 
 
-READERS: tuple[Callable[[RequestFacts], Credential | None], ...] = (
+Readers: TypeAlias = tuple[Callable[[RequestFacts], Credential | None], ...]
+READERS: Readers = (
     from_authorization,
     from_subprotocol,
     from_ticket,
 )
 """Where credentials are looked for; the first place that holds one decides."""
+
+
+def from_jupyter_authorization(facts: RequestFacts) -> Credential | None:
+    """`Authorization: token <token>`, as JupyterLab sends it, or Bearer as everywhere."""
+    value = _only(facts.header("authorization"), "Authorization header")
+    if value is None:
+        return None
+    scheme, _, secret = value.partition(" ")
+    return Credential("token", secret.strip(" ") if scheme.lower() in ("bearer", "token") else None)
+
+
+def from_token_parameter(facts: RequestFacts) -> Credential | None:
+    """`?token=…`, as front ends of notebooks send it with a WebSocket."""
+    value = _only(facts.parameter("token"), "token")
+    return None if value is None else Credential("token", value)
+
+
+JUPYTER_READERS = (from_jupyter_authorization, from_subprotocol, from_ticket, from_token_parameter)
+"""Where credentials are looked for on the paths of Jupyter's front ends."""
 
 
 def bearer_subprotocol(token: str) -> str:
@@ -166,15 +187,16 @@ class Authenticator:
             self._count_door(refused.status)
             raise
 
-    def authenticate(self, facts: RequestFacts, cookie: str | None = None) -> Principal:
-        """Who sent the request. `cookie` is what the session cookie is called there, if not as elsewhere.
+    def authenticate(self, facts: RequestFacts, cookie: str | None = None, readers: Readers = READERS) -> Principal:
+        """Who sent the request. `cookie` is what the session cookie is called there, if not as elsewhere; `readers`
+        say where else credentials are looked for.
 
         Raises Refused: 400, 421, 403 as `check_door`; 400 for a credential given twice; 401 for none, 401 in
         one form for every credential that is not valid, 429 with Retry-After instead of that when too many
         wrong ones came from the address. A valid credential passes however many wrong ones came before.
         """
         self.check_door(facts)
-        credential = self._credential(facts, self.cookie if cookie is None else cookie)
+        credential = self._credential(facts, self.cookie if cookie is None else cookie, readers)
         principal = self._principal(credential)
         if principal is None:
             raise self._wrong(facts.remote)
@@ -216,11 +238,28 @@ class Authenticator:
         Raises Refused as `authenticate`.
         """
         self.check_door(facts)
+        return self.authenticate_bearer(token, facts.remote)
+
+    def authenticate_bearer(self, token: str, remote: str) -> Principal:
+        """Who holds a token that came over a connection without HTTP. Raises Refused: 401, 429 as `authenticate`."""
         principal = self._bearer(token)
         if principal is None:
-            raise self._wrong(facts.remote)
+            raise self._wrong(remote)
         self.counters.admitted += 1
         return principal
+
+    def authenticate_curve(self, public_key: bytes) -> Principal | None:
+        """As `holder_of_curve`, for a peer that comes in: counted."""
+        principal = self.holder_of_curve(public_key)
+        if principal is None:
+            self.counters.wrong += 1
+        else:
+            self.counters.admitted += 1
+        return principal
+
+    def holder_of_curve(self, public_key: bytes) -> Principal | None:
+        """Who holds the secret half of a CURVE key (Z85), as ZeroMQ's handshake has shown; None for nobody known."""
+        return self.tokens.lookup(curve_digest(public_key)) if self.tokens is not None else None
 
     async def authenticate_password(self, facts: RequestFacts, name: str, password: str) -> Principal:
         """Which user this is. The slow hash runs in a thread; for who was right a moment ago none is needed.
@@ -281,9 +320,9 @@ class Authenticator:
         self.counters.misdirected += status == 421
         self.counters.origin_refused += status == 403
 
-    def _credential(self, facts: RequestFacts, cookie: str) -> Credential:
+    def _credential(self, facts: RequestFacts, cookie: str, readers: Readers) -> Credential:
         try:
-            for reader in READERS:
+            for reader in readers:
                 credential = reader(facts)
                 if credential is not None:
                     return credential

@@ -12,7 +12,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.web import HTTPError, RequestHandler
 
-from broker.auth.authenticate import Authenticator
+from broker.auth.authenticate import READERS, Authenticator, Readers
 from broker.auth.facts import Refused, RequestFacts, facts_of
 from broker.auth.logins import cookie_name
 from broker.auth.proxies import TrustedProxies
@@ -71,10 +71,10 @@ class Gate:
                 self.authenticator.rules.add_bind(address[0], address[1])
                 self._cookie = self._cookie or cookie_name(address[1], self._mounted)
 
-    def authenticate(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal:
+    def authenticate(self, request: HTTPServerRequest, facts: RequestFacts, readers: Readers = READERS) -> Principal:
         """Who is asking, judged by Host and Origin first. Raises Refused, and what the program's function raises."""
         principal = self.ask_program(request, facts)
-        return self.authenticator.authenticate(facts, self.cookie) if principal is None else principal
+        return self.authenticator.authenticate(facts, self.cookie, readers) if principal is None else principal
 
     def ask_program(self, request: HTTPServerRequest, facts: RequestFacts) -> Principal | None:
         """Whom the program around the broker takes the sender for, judged by Host and Origin first; None if it does not
@@ -95,6 +95,8 @@ class Door(RequestHandler):
 
     gate: Gate
     facts: RequestFacts
+    readers: Readers = READERS
+    """where credentials are looked for"""
 
     def initialize(self, gate: Gate, **more: Any) -> None:
         """Called by tornado with the route's arguments; the others become attributes."""
@@ -129,7 +131,8 @@ class Door(RequestHandler):
 
     def allowed_methods(self) -> tuple[str, ...]:
         """The methods of this path, for Allow."""
-        own = [name for name in ("GET", "POST") if getattr(type(self), name.lower()) is not getattr(Door, name.lower())]
+        handled = ("GET", "POST", "DELETE")
+        own = [name for name in handled if getattr(type(self), name.lower()) is not getattr(Door, name.lower())]
         return (*own, *(["HEAD"] if "GET" in own else []), "OPTIONS")
 
     def options(self, *_: str) -> None:
@@ -170,7 +173,7 @@ class Door(RequestHandler):
 
     def authenticate(self) -> Principal:
         """Who is asking. Raises Refused."""
-        principal = self.gate.authenticate(self.request, self.facts)
+        principal = self.gate.authenticate(self.request, self.facts, self.readers)
         if self.gate.acceptor is not None:
             self.gate.acceptor.authenticated(self.stream)
         return principal
@@ -188,10 +191,14 @@ class Door(RequestHandler):
         upgrade = "Upgrade" in self.request.headers
         if upgrade:
             self.set_header("Connection", "close")
-        written = self.finish(msgspec.json.encode({"error": reason, "status": status}))
+        written = self.finish(self.refusal(status, reason))
         if upgrade:
             stream = self.stream
             written.add_done_callback(lambda _: stream.close())
+
+    def refusal(self, status: int, reason: str) -> bytes:
+        """The body of a refusal."""
+        return msgspec.json.encode({"error": reason, "status": status})
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Tornado's own errors and `Refused`, in the one form."""

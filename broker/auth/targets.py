@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from broker.auth.access_file import AccessError, find, live
+from broker.auth.connection_files import read_connection_file
 from broker.auth.contexts import ContextError, Contexts, load_contexts
+from broker.wire.connection_file import ConnectionFileError, parse_address
+
+if TYPE_CHECKING:
+    from broker.links.zeromq_connect import Place
 
 _LOCALLY = "the broker running on this machine"
 
@@ -24,14 +30,47 @@ class Target(NamedTuple):
 
 def find_target(
     url: str | None = None, token: str | None = None, environ: Mapping[str, str] = os.environ
-) -> Callable[[], tuple[str, str]]:
+) -> Callable[[], tuple[str | Place, str]]:
     """A function that gives URL and token, looked up anew each time it is called; it raises OSError if there is none.
 
     What is given goes before BROKER_URL and BROKER_TOKEN, these before the context in use, and that before the access
     file of a broker on this machine. A token that is kept goes to the URL it is kept with only.
     """
     locate = locator(url, token, environ)
-    return lambda: locate()[:2]
+
+    def find() -> tuple[str | Place, str]:
+        target = locate()
+        return place_of(target.url), target.token
+
+    return find
+
+
+def place_of(url: str) -> str | Place:
+    """What is behind an address: a URL as it is, or, for `tcp://ip:port/key`, `ipc://path` and the name of a connection
+    file (it ends in `.json`), the place of a ZeroMQ door. Raises OSError if the file cannot be used.
+    """
+    is_file = "://" not in url and url.endswith(".json")
+    if not is_file and not url.startswith(("tcp://", "ipc://")):
+        return url
+    from broker.links.zeromq_connect import Place  # pyzmq, for those alone who use it
+
+    try:
+        if not is_file:
+            address = parse_address(url)
+            return Place(address.url, (address.key or "").encode("ascii"))
+        info = read_connection_file(Path(url).expanduser())
+    except (ConnectionFileError, UnicodeEncodeError) as error:
+        raise ConnectionError(str(error)) from None
+    if info.curve_publickey and not info.curve_serverkey:
+        raise ConnectionError(
+            f"{url} is the broker's own, without a pair of keys; `broker curve keys` makes a client's file of it"
+        )
+    return Place(
+        info.url("shell"),
+        info.key.encode(),
+        info.signature_scheme,
+        *((text or "").encode() for text in (info.curve_serverkey, info.curve_publickey, info.curve_secretkey)),
+    )
 
 
 def locator(

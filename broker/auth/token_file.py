@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -11,7 +12,7 @@ from broker.core.access import NAME, ROLE_NAMES, Grant, Principal, Role, is_name
 
 FILE_MAX_BYTES = 16 << 20
 PATTERNS_MAX = 100
-RESERVED_NAMES = ("admin", "local", "host")
+RESERVED_NAMES = ("admin", "local", "host", "zeromq")
 """Names of principals that are not made from stored tokens; they share nothing with one."""
 
 MOMENT_MAX = 1e11
@@ -36,6 +37,8 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     created: float
     expires: float | None = None
     revoked: float | None = None
+    kind: Literal["token", "curve"] = "token"
+    """`curve`: the digest is that of a public key, whose other half ZeroMQ asks for"""
 
     def state(self, now: float) -> str:
         """`valid`, `expired` or `revoked` at the wall-clock time `now`."""
@@ -45,7 +48,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def principal(self) -> Principal:
         """Whom the token proves. Tokens of one name are one principal, so that a token can be replaced."""
-        return Principal(self.name, grants_of(self.roles, self.endpoints), self.expires, "token", self.id)
+        return Principal(self.name, grants_of(self.roles, self.endpoints), self.expires, self.kind, self.id)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

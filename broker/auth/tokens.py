@@ -5,6 +5,7 @@ import hmac
 import logging
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -30,6 +31,8 @@ TOKENS_MAX = 10_000
 ENDED_KEPT_S = 30 * 86400.0
 """How long revoked and expired tokens stay listed; a later `create` drops them."""
 
+_Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # ZeroMQ RFC 32
+
 RELOAD_INTERVAL_S = 1.0
 EVERYTHING = (Grant(Role.CALLER | Role.WORKER | Role.LISTENER | Role.ADMIN, ("*",)),)
 
@@ -50,6 +53,14 @@ def digest_of(secret: str) -> bytes:
     tried from a list; 256 random bits cannot.
     """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def curve_digest(public_key: bytes) -> bytes:
+    """Under which a CURVE public key (Z85, 40 characters) is known, beside the tokens.
+
+    No token has such a digest, whoever sends a public key for one: 0xff stands in no UTF-8.
+    """
+    return hashlib.sha256(b"\xff" + public_key).digest()
 
 
 def local_principal() -> Principal:
@@ -125,19 +136,25 @@ class TokenStore:
         roles: Iterable[str] = ("caller",),
         endpoints: Iterable[str] = ("*",),
         expires_in_s: float | None = None,
+        *,
+        curve_key: bytes = b"",
     ) -> tuple[TokenRecord, str]:
         """A new token and its secret, which is stored nowhere.
 
-        `name` (default: the token's id) says who the bearer is; several tokens may share one.
-        Raises TokenError naming a bad name, role, pattern or expiry, a full or unusable file.
+        `name` (default: the token's id) says who the bearer is; several tokens may share one. With `curve_key`, the
+        public key (Z85) of a ZeroMQ peer, holding its secret half is the proof, and there is no secret here.
+        Raises TokenError naming a bad name, role, pattern, key or expiry, a full or unusable file.
         """
+        if curve_key and _Z85_KEY.fullmatch(curve_key) is None:
+            raise TokenError("a CURVE public key has 40 characters (Z85)")
         if expires_in_s is not None and not 0 < expires_in_s < MOMENT_MAX / 10:
             raise TokenError(f"a token cannot expire in {expires_in_s} s")
-        now, secret, token_id = self._clock(), new_secret(), secrets.token_hex(4)
+        now, secret, token_id = self._clock(), "" if curve_key else new_secret(), secrets.token_hex(4)
         record = TokenRecord(
             id=token_id,
             name=name or token_id,
-            digest=digest_of(secret).hex(),
+            digest=(curve_digest(curve_key) if curve_key else digest_of(secret)).hex(),
+            kind="curve" if curve_key else "token",
             roles=tuple(dict.fromkeys(roles)),
             endpoints=tuple(dict.fromkeys(endpoints)),
             created=now,
@@ -234,6 +251,8 @@ def _added(records: list[TokenRecord], record: TokenRecord, now: float) -> list[
         raise TokenError(f"there are {len(kept)} tokens already, the most allowed; revoke some")
     if any(old.id == record.id for old in kept):
         raise TokenError("the new token's id is taken; try again")
+    if any(old.digest == record.digest for old in records):
+        raise TokenError("this key stands there already, valid or ended; make a new pair")
     return [*kept, record]
 
 

@@ -16,12 +16,15 @@ from broker.cli.bar import Bar
 from broker.cli.connection import broker_options, grace_option, print_json, read_json, run
 from broker.cli.exits import Exit, Failure
 from broker.cli.output import Printed, Saved
+from broker.cli.outputs import Outputs, is_kernel
 from broker.cli.ranges import goes_on
 from broker.cli.transfer import STANDARD, Source, Target, save_ranges
 from broker.client.async_client import AsyncClient
 from broker.core.options import PRIORITY_MAX, RETRIES_MAX
 from broker.peer.errors import BrokerError, NoEndpoint, NoMethod
 from broker.peer.values import ValueUnfit, decode
+
+Output = Printed | Saved | Outputs
 
 
 @click.command()
@@ -55,7 +58,7 @@ def call(
 ) -> None:  # fmt: skip
     """Ask ENDPOINT/METHOD with the parameters JSON (- reads them from standard input) and print the reply.
 
-    Items of a stream are printed as lines of JSON as they come.
+    Items of a stream are printed as lines of JSON as they come; what code in a kernel shows, as it would here.
     """
     if params == "-" and source == STANDARD:
         raise Failure(Exit.USAGE, "standard input holds the parameters or what --in sends, not both")
@@ -104,11 +107,15 @@ class _Asking:
         self, client: AsyncClient, source: Source | None, target: Target | None, bar: Bar, as_json: bool
     ) -> Any:
         """Ask, and print or save what comes. Returns what is to be printed when all is saved; None for nothing."""
+        output: Output
         output = Printed(bar, as_json) if target is None else Saved(target, bar, as_json, self._method)
+        endpoint, _, method = self._method.partition("/")
+        if method == "execute" and target is None and not as_json and await is_kernel(client, endpoint):
+            output = Outputs(client, endpoint, bar)
         try:
             result = await self._ask(client, source, output, bar)
         except (NoEndpoint, NoMethod) as error:
-            await _suggest(client, error)
+            await suggest(client, error)
             raise
         if target is None or not goes_on(result):
             return await output.result(result)
@@ -118,7 +125,7 @@ class _Asking:
 
         return await save_ranges(ask_again, self._params, result, target, bar)
 
-    async def _ask(self, client: AsyncClient, source: Source | None, output: Printed | Saved, bar: Bar) -> Any:
+    async def _ask(self, client: AsyncClient, source: Source | None, output: Output, bar: Bar) -> Any:
         """The items go to `output`; returns the result."""
         told = bar.tell if bar.is_shown else None
         if self._options["key"] is not None:
@@ -168,11 +175,11 @@ def _read(file: str) -> bytes:
         raise Failure(Exit.USAGE, f"--attach {file}: {error.strerror}") from None
 
 
-async def _suggest(client: AsyncClient, error: BrokerError) -> None:
-    """Say which names there are that look like the one that does not exist."""
+async def suggest(client: AsyncClient, error: BrokerError, endpoint: str | None = None) -> None:
+    """Say which names look like the one that does not exist; `endpoint` where the broker was asked about it."""
     try:
         if isinstance(error, NoEndpoint):
-            wanted = error.endpoint
+            wanted = endpoint or error.endpoint
             names = [one["endpoint"] for one in await client.endpoints() if one["workers"]]
         else:
             wanted = error.method

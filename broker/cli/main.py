@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "broadcast": ("broker.cli.broadcasts:broadcast", "Send to everybody who listens."),
     "listen": ("broker.cli.broadcasts:listen", "Print broadcasts as they come."),
     "work": ("broker.cli.work:work", "Be a worker: serve a folder, Python or a command."),
+    "kernel": ("broker.cli.kernel:kernel", "Use a Jupyter kernel at the other end as if it ran here."),
     "endpoints": ("broker.cli.listings:endpoints", "List the endpoints and how busy they are."),
     "describe": ("broker.cli.listings:describe", "Show an endpoint's workers and methods."),
     "peers": ("broker.cli.listings:peers", "List who is connected."),
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "context": ("broker.cli.context:context", "Keep several brokers by name and choose one."),
     "completion": ("broker.cli.completion:completion", "Print a completion script for bash, zsh or fish."),
     "token": ("broker.cli.token:token", "Create, list and revoke tokens."),
+    "curve": ("broker.cli.curve:curve", "Make, allow, list and revoke the CURVE keys of ZeroMQ peers."),
     "user": ("broker.cli.user:user", "Add, list and remove users, who sign in with a password."),
     "config": ("broker.cli.config:config", "Write, check and show the configuration."),
 }

@@ -23,7 +23,7 @@ _ROLES = click.Choice(list(ROLE_NAMES))
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def _seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+def seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
     """`90s`, `15m`, `12h`, `30d` or `2w` as seconds."""
     if value is None:
         return None
@@ -33,7 +33,8 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
     return float(int(match[1]) * _UNITS_S[match[2]])
 
 
-def _file_options(command: Command) -> Command:
+def file_options(command: Command) -> Command:
+    """Which file the tokens and keys stand in."""
     tokens_file = click.option(
         "--tokens-file", type=click.Path(path_type=Path), help="File of the tokens.  [default: auth.tokens_file]"
     )
@@ -50,9 +51,9 @@ def token() -> None:
 @click.argument("name", default="")
 @click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=_ROLES)
 @click.option("--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]")
-@click.option("--expires", callback=_seconds, metavar="LENGTH", help="Such as 12h or 30d.  [default: never]")
+@click.option("--expires", callback=seconds, metavar="LENGTH", help="Such as 12h or 30d.  [default: never]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: what `list` tells, and the token.")
-@_file_options
+@file_options
 def create(
     *,
     name: str,
@@ -67,7 +68,7 @@ def create(
 
     --role and --endpoint may be given several times; in a PATTERN, * stands for any run of characters.
     """
-    store = _opened(tokens_file, config_file)
+    store = opened(tokens_file, config_file)
     try:
         record, secret = store.create(name, roles, endpoints, expires)
     except TokenError as error:
@@ -75,7 +76,7 @@ def create(
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode(_row(record, time.time()) | {"token": secret}))
+        click.echo(msgspec.json.encode(row_of(record, time.time()) | {"token": secret}))
         return
     until = "never expires" if record.expires is None else f"expires {moment(record.expires)}"
     roles_text, endpoints_text = ", ".join(record.roles), ", ".join(record.endpoints)
@@ -86,11 +87,12 @@ def create(
 
 @token.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
-@_file_options
+@file_options
 def list_tokens(as_json: bool, tokens_file: Path | None, config_file: str | None) -> None:
     """List the tokens, ended ones too. Secrets are not stored and so not shown."""
     now = time.time()
-    rows = [_row(record, now) for record in _opened(tokens_file, config_file).tokens()]
+    tokens = opened(tokens_file, config_file).tokens()
+    rows = [row_of(record, now) for record in tokens if record.kind == "token"]
     if as_json:
         import msgspec
 
@@ -103,17 +105,18 @@ def list_tokens(as_json: bool, tokens_file: Path | None, config_file: str | None
 
 @token.command()
 @click.argument("id_or_name")
-@_file_options
+@file_options
 def revoke(id_or_name: str, tokens_file: Path | None, config_file: str | None) -> None:
     """End the token with this id, or the only valid one of this name. Its live sessions are closed."""
     try:
-        record = _opened(tokens_file, config_file).revoke(id_or_name)
+        record = opened(tokens_file, config_file).revoke(id_or_name)
     except TokenError as error:
         raise Failure(Exit.USAGE, str(error)) from None
     click.echo(f"token {record.id} of {record.name} revoked {moment(record.revoked or 0.0)}", err=True)
 
 
-def _opened(tokens_file: Path | None, config_file: str | None) -> TokenStore:
+def opened(tokens_file: Path | None, config_file: str | None) -> TokenStore:
+    """The store in the file given, configured or default. Raises Failure."""
     try:
         return TokenStore(tokens_file or _configured_file(config_file) or default_tokens_path())
     except TokenError as error:
@@ -127,7 +130,8 @@ def _configured_file(config_file: str | None) -> Path | None:
     return Path(configured) if configured else None
 
 
-def _row(record: TokenRecord, now: float) -> dict[str, object]:
+def row_of(record: TokenRecord, now: float) -> dict[str, object]:
+    """What a list says of one."""
     return {
         "id": record.id,
         "name": record.name,

@@ -20,6 +20,8 @@ from broker.worker.worker import CAPACITY, Worker
 
 WORKERS: dict[str, tuple[str, str]] = {
     "files": ("broker.cli.files:files", "Serve a folder: list, read, watch, and write where allowed."),
+    "kernel": ("broker.cli.kernels:kernel", "Serve a Jupyter kernel."),
+    "kernels": ("broker.cli.kernels:kernels", "Start Jupyter kernels for who asks, and serve them."),
     "python": ("broker.cli.work:python", "Serve a function, an object, a class or a module."),
     "exec": ("broker.cli.work:execute", "Serve a command: one process per request."),
 }
@@ -34,7 +36,7 @@ def work() -> None:
 
 
 def worker_options(command: Command) -> Command:
-    """Adds --endpoint, --name, --capacity, --grace, --no-wait, --url, --token and --json."""
+    """Adds --endpoint, --name, --capacity, and what `link_options` adds."""
     options = (
         click.option("--endpoint", required=True, help="The endpoint to serve."),
         click.option("--name", default="", help="What `broker describe` shows.  [default: HOST:PID]"),
@@ -42,8 +44,18 @@ def worker_options(command: Command) -> Command:
             "--capacity", type=click.IntRange(1, 1_000_000), default=CAPACITY, show_default=True,
             help="Requests at a time.",
         ),
+    )  # fmt: skip
+    command = link_options(0.0)(command)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def link_options(grace: float) -> Callable[[Command], Command]:
+    """Adds --grace (with this default), --no-wait, --url, --token and --json."""
+    options = (
         click.option(
-            "--grace", type=click.FloatRange(0, 1_000_000), default=0.0, show_default=True, metavar="SECONDS",
+            "--grace", type=click.FloatRange(0, 1_000_000), default=grace, show_default=True, metavar="SECONDS",
             help="Go on with requests for so long while the connection is lost.",
         ),
         click.option("--no-wait", is_flag=True, help="Fail if there is no broker now, instead of trying on."),
@@ -51,9 +63,13 @@ def worker_options(command: Command) -> Command:
         click.option("--token", help="Token to get in with.  [default: BROKER_TOKEN, else the local broker's]"),
         click.option("--json", "as_json", is_flag=True, help="Say what happens in lines of JSON."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.command()

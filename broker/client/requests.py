@@ -11,7 +11,7 @@ from broker.client.progress import ProgressFunction, check_progress
 from broker.core.wrong import hint_for
 from broker.peer.errors import InvalidRequest
 from broker.peer.session import Options, split_method
-from broker.peer.values import ValueUnfit, encode
+from broker.peer.values import Encoded, ValueUnfit, encode
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_GRACE_S = 30.0
@@ -31,7 +31,7 @@ def encode_params(method: str, params: Any) -> tuple[bytes, list[bytes | memoryv
     """`params` as JSON text (empty for None) and attachments. Raises TypeError, ValueUnfit, InvalidRequest."""
     if params is None:
         return b"", []
-    if not isinstance(params, (dict, list, tuple)):
+    if not isinstance(params, (dict, list, tuple, Encoded)):
         split_method(method)
         kind = type(params).__name__
         raise TypeError(f"{method}: params is of type {kind}; give a dict (by name) or a list (by position)")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect
 
-from broker.config.model import Auth, Config, Endpoint, Limits, Log, RtCloud, Server
+from broker.config.model import Auth, Config, Endpoint, Kernels, Limits, Log, RtCloud, Server, ZeroMQ
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": Server,
@@ -15,6 +15,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "limits": Limits,
     "endpoints": Endpoint,
     "rtcloud": RtCloud,
+    "zeromq": ZeroMQ,
+    "kernels": Kernels,
     "log": Log,
 }
 """Sections in the order of the file; `endpoints` holds one table per name."""

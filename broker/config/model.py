@@ -139,6 +139,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deadline_max_s: Annotated[
         _Deadline, Meta(description="The longest timeout in seconds that a caller may ask for.")
     ] = 3600
+    deadline_served_max_s: Annotated[
+        _Deadline,
+        Meta(description="The longest deadline in seconds that a worker may set for its endpoint, as kernels do."),
+    ] = 604_800
     slot_ms: Annotated[
         int, Meta(ge=1, le=200, description="Milliseconds to which deadlines are gathered and so may be late.")
     ] = 50
@@ -385,6 +389,97 @@ class RtCloud(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 60
 
 
+_Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class ZeroMQ(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ZeroMQ door: signed multipart messages as in Jupyter, on five sockets that a connection file names."""
+
+    enabled: Annotated[bool, Meta(description="Open it.")] = False
+    transport: Annotated[
+        Literal["tcp", "ipc"],
+        Meta(description="With `ipc` the sockets are in the file system, and there is no network."),
+    ] = "tcp"
+    host: Annotated[
+        str,
+        Meta(
+            pattern=r"\A[^\s@]{1,100}\Z",
+            description="IP address to listen on; one that other machines can reach needs `curve`. "
+            "Over ipc the path that the sockets' names begin with.",
+            extra={"expects": "an IP address, or a path"},
+        ),
+    ] = "127.0.0.1"
+    shell_port: Annotated[_Port, Meta(description="Port for requests; 0 lets the system choose one.")] = 0
+    iopub_port: Annotated[_Port, Meta(description="Port for plain SUB sockets; 0: any.")] = 0
+    stdin_port: Annotated[_Port, Meta(description="Port that connection files name, and nobody uses here; 0: any.")] = 0
+    control_port: Annotated[_Port, Meta(description="Port for what overtakes requests; 0: any.")] = 0
+    hb_port: Annotated[_Port, Meta(description="Port of the heartbeat, which echoes; 0: any.")] = 0
+    connection_file: Annotated[
+        str,
+        Meta(description="Where to write the connection file; empty: beside the access file of this user.", extra=PATH),
+    ] = ""
+    key_file: Annotated[
+        str, Meta(description="File with the key that signs messages; empty: a new one at every start.", extra=PATH)
+    ] = ""
+    signature_scheme: Annotated[
+        str,
+        Meta(
+            pattern=r"\Ahmac-[a-z0-9_]{1,32}\Z",
+            description="How messages are signed: hmac- and a hash.",
+            extra={"expects": "hmac- and a hash of hashlib, such as hmac-sha256"},
+        ),
+    ] = "hmac-sha256"
+    roles: Annotated[
+        tuple[Literal["caller", "worker", "listener", "admin"], ...],
+        Meta(min_length=1, description="What whoever has the connection file may do, without a token or CURVE."),
+    ] = ("caller", "worker")
+    endpoints: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_*][A-Za-z0-9_.*-]{0,127}\Z")], ...],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="Where they may.",
+            extra={"expects": "names of endpoints, in which * may stand for anything"},
+        ),
+    ] = ("*",)
+    curve: Annotated[
+        bool, Meta(description="Encrypt, and let in only whose key `broker curve` has allowed; needed beyond loopback.")
+    ] = False
+    curve_key_file: Annotated[
+        str,
+        Meta(
+            description="File with the broker's own secret key, made if missing; empty: in the user's state folder.",
+            extra=PATH,
+        ),
+    ] = ""
+    peers_max: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Connections, and peers behind them, per socket.")
+    ] = 10_000
+
+
+class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Jupyter's front ends: the paths below `/api/kernels`, by which JupyterLab uses the kernels that workers serve."""
+
+    enabled: Annotated[
+        bool, Meta(description="Serve `/api/kernels` and `/api/kernelspecs` to who may call `kernels.*`.")
+    ] = True
+    away_s: Annotated[
+        float,
+        Meta(ge=0, le=7 * DAY_S, description="Seconds for which a front end that lost its link may be away: what its "
+             "kernel says meanwhile waits for it."),
+    ] = 300  # fmt: skip
+    waiting_max_bytes: Annotated[
+        int,
+        Meta(ge=65_536, le=1024 * MIB, description="Bytes that wait for one front end that is away, or reads slowly; "
+             "text is left out above half of it, everything above it, and the front end is told."),
+    ] = 4 * MIB  # fmt: skip
+    nudge_s: Annotated[
+        float,
+        Meta(gt=0, le=600, description="Seconds for which a kernel may take to answer before a new front end is let "
+             "through to it all the same."),
+    ] = 10  # fmt: skip
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the daemon writes to its standard error."""
 
@@ -405,4 +500,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
     endpoints: dict[str, Endpoint] = {}
     rtcloud: RtCloud = RtCloud()
+    zeromq: ZeroMQ = ZeroMQ()
+    kernels: Kernels = Kernels()
     log: Log = Log()

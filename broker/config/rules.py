@@ -10,7 +10,7 @@ CLOSE_REASON_MAX_BYTES = 123
 """RFC 6455, section 5.5: a control frame carries 125 bytes, two of which are the code."""
 
 OWN_PATHS = frozenset(
-    "broadcast call events livez login logout metrics readyz rpc static ticket whoami ws".split()  # noqa: SIM905
+    "api broadcast call events livez login logout metrics readyz rpc static ticket whoami ws".split()  # noqa: SIM905
 )
 """first parts of the broker's own paths"""
 DAEMON_FRAME_BYTES = 14 * MIB

@@ -24,7 +24,7 @@ from broker.core.events import (
 )
 from broker.core.kept import Kept
 from broker.core.messages import Body, SessionTold
-from broker.core.registry import Endpoint
+from broker.core.registry import NO_TIMES, Endpoint, Times
 from broker.core.requests import Requests
 from broker.core.sessions import Session
 from broker.core.state import State
@@ -238,9 +238,10 @@ class Attaching:
         capacity: int,
         info: Body,
         now: float,
+        times: Times = NO_TIMES,
     ) -> None:
         """It is a worker of the endpoint from now on, and is given what waits."""
-        registration = self.registry.register(session, endpoint, methods, capacity, info)
+        registration = self.registry.register(session, endpoint, methods, capacity, info, times)
         self.requests.feed(registration, now)
         self.requests.feed_all(endpoint, now)
         self.broadcasts.announce(endpoint, "serving", session, now)

@@ -24,6 +24,7 @@ INFO_SHOWN_MAX_BYTES = 1 << 20
 
 Name = Annotated[str, msgspec.Meta(pattern=f"^(?:{NAME.pattern})\\Z")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_622_400)]
 
 
 class CommandError(ValueError):
@@ -39,11 +40,16 @@ class CallParams(Written, forbid_unknown_fields=True, kw_only=True):
 
 
 class ServeParams(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`broker.serve`: become a worker of an endpoint. `info` is shown to who asks `broker.describe`."""
+    """`broker.serve`: become a worker of an endpoint. `info` is shown to who asks `broker.describe`.
+
+    `deadline` and `idle`, in seconds, hold for requests whose callers name none.
+    """
 
     endpoint: Name | None = None
     methods: list[Name] | None = None
     capacity: Count | None = None
+    deadline: Seconds | None = None
+    idle: Seconds | None = None
     info: msgspec.Raw = msgspec.Raw(b"")
 
 

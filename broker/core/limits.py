@@ -8,6 +8,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     deadline_s: float = 30.0
     deadline_max_s: float = 3600.0
+    deadline_served_max_s: float = 604_800.0
+    """the longest deadline and idle deadline that a worker may set for its endpoint; more is cut to this"""
     slot_s: float = 0.05
     queue_max: int = 1000
     """requests waiting per endpoint → overloaded, bound `queue`"""

@@ -134,7 +134,8 @@ class OwnMethods:
             self._one_more_name(session)
         methods = None if params.methods is None else frozenset(params.methods)
         capacity = params.capacity or session.capacity
-        self.attaching.serve(session, endpoint, methods, capacity, Body(params.info), now)
+        times = params.deadline, params.idle
+        self.attaching.serve(session, endpoint, methods, capacity, Body(params.info), now, times)
         return {"endpoint": endpoint.name, "peer": self.state.peer_name(session)}
 
     def _unserve(self, event: Asked, now: float) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from broker.core.classes import Classes
 from broker.core.dispatch import POLICIES, Informed, Policy
@@ -23,13 +23,18 @@ FORGET_LOOKS = 64
 """how many endpoints are looked at for one to forget, so that a full registry costs no more than that per request"""
 
 
+Times: TypeAlias = tuple[float | None, float | None]
+NO_TIMES: Times = (None, None)
+
+
 class Registration:
     """One session serving one endpoint. `methods` None means all; `load` counts the attempts it has now.
 
-    `number` is higher for those that came later.
+    `number` is higher for those that came later. `times` are the deadline and the idle deadline it sets, in seconds;
+    None where it sets none.
     """
 
-    __slots__ = ("capacity", "endpoint", "free", "gone", "info", "load", "methods", "number", "session")
+    __slots__ = ("capacity", "endpoint", "free", "gone", "info", "load", "methods", "number", "session", "times")
 
     def __init__(self, session: Session, endpoint: Endpoint) -> None:
         self.session = session
@@ -38,6 +43,7 @@ class Registration:
         self.methods: frozenset[str] | None = None
         self.capacity = 0
         self.info = EMPTY
+        self.times = NO_TIMES
         self.load = 0
         self.free = False
         self.gone = False
@@ -57,15 +63,15 @@ class Endpoint:
     """
 
     __slots__ = (
-        "classes", "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits", "lines",
-        "listeners", "name", "queue", "queue_max", "registrations", "served", "topics",
+        "bounds", "classes", "configured", "deadline_max_s", "deadline_s", "free", "idle_s", "leaving", "limits",
+        "lines", "listeners", "name", "queue", "queue_max", "registrations", "served", "topics",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, own: EndpointLimits | None) -> None:
         self.name = name
         self.served = False
-        self.configure(limits, own)
         self.registrations: dict[Session, Registration] = {}
+        self.configure(limits, own)
         self.free: Policy = POLICIES[self.limits.policy](self.registrations.values())
         self.classes: Classes | None = None
         self.lines = Lines()
@@ -80,9 +86,19 @@ class Endpoint:
         self.served = self.served or self.configured
         self.limits = own or EndpointLimits()
         self.queue_max = limits.queue_max if self.limits.queue_max is None else self.limits.queue_max
-        self.deadline_max_s = self.limits.deadline_max_s or limits.deadline_max_s
-        self.deadline_s = min(self.limits.deadline_s or limits.deadline_s, self.deadline_max_s)
-        self.idle_s = self.limits.idle_s or limits.idle_s
+        self.bounds = limits
+        self.set_times()
+
+    def set_times(self) -> None:
+        """Its deadlines: as configured for it, else the longest its workers set, else as for all."""
+        own, bounds = self.limits, self.bounds
+        served = [each.times for each in self.registrations.values()]
+        most_s = bounds.deadline_served_max_s
+        deadline_s = min(max((deadline or 0.0 for deadline, _ in served), default=0.0), most_s)
+        idle_s = min(max((idle or 0.0 for _, idle in served), default=0.0), most_s)
+        self.deadline_max_s = own.deadline_max_s or max(bounds.deadline_max_s, deadline_s)
+        self.deadline_s = min(own.deadline_s or deadline_s or bounds.deadline_s, self.deadline_max_s)
+        self.idle_s = own.idle_s or idle_s or bounds.idle_s
 
     @property
     def in_use(self) -> bool:
@@ -172,8 +188,9 @@ class Registry:
         return "" if endpoint is None else endpoint.limits.closed
 
     def register(
-        self, session: Session, endpoint: Endpoint, methods: frozenset[str] | None, capacity: int, info: Body = EMPTY
-    ) -> Registration:
+        self, session: Session, endpoint: Endpoint, methods: frozenset[str] | None, capacity: int, info: Body = EMPTY,
+        times: Times = NO_TIMES,
+    ) -> Registration:  # fmt: skip
         """Let a session serve an endpoint; a second time replaces what it said the first time.
 
         What it still has from serving it before counts towards its capacity.
@@ -193,6 +210,9 @@ class Registry:
             endpoint.lines.declare(methods)  # first, so that one who says the same again changes nothing
             endpoint.lines.withdraw(registration.methods)
         registration.methods, registration.capacity, registration.info = methods, capacity, info
+        if registration.times != times:
+            registration.times = times
+            endpoint.set_times()
         endpoint.free.came(registration)
         endpoint.sort_queue()
         self.refresh(registration)
@@ -207,6 +227,8 @@ class Registry:
         endpoint = registration.endpoint
         del endpoint.registrations[registration.session]
         del registration.session.registrations[endpoint]
+        if registration.times != NO_TIMES:
+            endpoint.set_times()
         endpoint.free.left(registration)
         endpoint.lines.withdraw(registration.methods)
         endpoint.lines.forget(registration)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from broker._version import VERSION
-from broker.auth.access_file import Access, AccessError, AccessFile
+from broker.auth.access_file import Access, AccessError, AccessFile, runtime_folder
+from broker.auth.connection_files import write_connection_file
+from broker.auth.private_files import make_private_folder
 from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
 from broker.auth.users import UserStore, default_users_path
 from broker.config.errors import ConfigError
@@ -22,6 +24,7 @@ from broker.daemon.memory import keep_freed_memory
 from broker.daemon.systemd import Notifier
 from broker.links.compiled import core
 from broker.node.broker import Broker, ReloadError
+from broker.wire.connection_file import ConnectionFileError
 
 log = logging.getLogger("broker")
 
@@ -79,12 +82,15 @@ class _Daemon:
         try:
             url = await self._listen(broker)
             access = self._write_access(broker, url, secret)
+            connection_file = self._write_connection_file(broker)
             self._take_signals(broker)
             try:
                 return await self._serve(broker, url)
             finally:
                 if access is not None:
                     access.remove()
+                if connection_file is not None:
+                    connection_file.unlink(missing_ok=True)
         finally:
             await self._stop(broker)
 
@@ -118,6 +124,23 @@ class _Daemon:
         except AccessError as error:
             log.warning("commands on this machine will need --url and --token: %s", error)
             return None
+
+    def _write_connection_file(self, broker: Broker) -> Path | None:
+        """Where the ZeroMQ door is, and its key. Raises StartError: without the file nobody could use the door."""
+        if broker.zeromq is None:
+            return None
+        info = broker.zeromq.info
+        self._logs.hide(info.key)
+        configured = self._config.zeromq.connection_file
+        path = Path(configured) if configured else runtime_folder() / f"zeromq-{broker.port}.json"
+        try:
+            if not configured:
+                make_private_folder(path.parent)
+            write_connection_file(path, info)
+        except (OSError, ConnectionFileError) as error:
+            raise StartError(f"cannot write the connection file: {error}; set zeromq.connection_file") from None
+        log.info("ZeroMQ on %s; connection file %s", info.url("shell"), path)
+        return path
 
     async def _serve(self, broker: Broker, url: str) -> int:
         # What has been made until now stays: the collector need not walk over it again and again.

@@ -73,6 +73,7 @@ class LinkCounters:
     broadcasts_dropped: int = 0
     pongs_dropped: int = 0
     slow_closes: int = 0
+    inboxes_full: int = 0
     ping_timeouts: int = 0
     ping_floods: int = 0
     protocol_errors: int = 0

@@ -17,6 +17,7 @@ from broker.wire.native import Reader
 
 if TYPE_CHECKING:
     from broker.links.pair import PairLink
+    from broker.links.zeromq import ZmqLink
 
 # Larger does not make many small frames cheaper, and from 128 KiB on each chunk's copy is memory newly mapped:
 # a 16 MiB echo costs about 20 ms of CPU with 64 KiB and mostly 33 ms with 256 KiB.
@@ -69,7 +70,7 @@ class LoopLinks:
         self.counters = counters or LinkCounters()
         self.budget = budget or Budget()
         self.liveness = Liveness(self.loop, self.limits, self.counters)
-        self.pairs: dict[PairLink, None] = {}
+        self.pairs: dict[PairLink | ZmqLink, None] = {}
         self.receive_buffer = memoryview(bytearray(CARRY_MAX_BYTES + WHOLE_RECEIVE_BYTES))
         self.receive_room = self.receive_buffer[:RECEIVE_BYTES]
         self.whole_receive_room = self.receive_buffer[:WHOLE_RECEIVE_BYTES]
@@ -111,11 +112,11 @@ class LoopLinks:
         self.liveness.forget(link)
         self._look_whether_gone()
 
-    def join(self, link: PairLink) -> None:
-        """An end of a pair is there."""
+    def join(self, link: PairLink | ZmqLink) -> None:
+        """An end of a pair is there, or a peer over ZeroMQ: links that need no sweep."""
         self.pairs[link] = None
 
-    def part(self, link: PairLink) -> None:
+    def part(self, link: PairLink | ZmqLink) -> None:
         """It is gone."""
         self.pairs.pop(link, None)
         self._look_whether_gone()
@@ -124,7 +125,7 @@ class LoopLinks:
         if not self.liveness and not self.pairs:
             self._gone.set()
 
-    def _all(self) -> list[Link | PairLink]:
+    def _all(self) -> list[Link | PairLink | ZmqLink]:
         return [*self.links, *self.pairs]
 
     async def close(self, code: int = 1001, reason: str = "going away") -> None:

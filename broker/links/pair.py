@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from broker.links.end import CLOSING, GONE, OPEN, SLOW_CONSUMER, LinkEnd, Receiver
 from broker.links.link import Link
+from broker.links.zeromq import ZmqLink
 from broker.wire.frames import BINARY, BROKEN, TOO_BIG
 
 if TYPE_CHECKING:
@@ -195,5 +196,5 @@ class PairLink(LinkEnd):
             self._report()
 
 
-AnyLink: TypeAlias = Link | PairLink
-"""What a peer talks over: a WebSocket, or an end of a pair."""
+AnyLink: TypeAlias = Link | PairLink | ZmqLink
+"""What a peer talks over: a WebSocket, an end of a pair, or ZeroMQ."""

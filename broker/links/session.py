@@ -10,13 +10,16 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from broker.wire import session as wire
 from broker.wire.session import DELIMITER, SIGNED_FRAMES, Frame, Message, Packer, feed_identities
 from broker.wire.signature import DEFAULT_SCHEME, HISTORY_MAX
+
+if TYPE_CHECKING:
+    from zmq.eventloop.zmqstream import ZMQStream
 
 COPY_MAX = 65_536
 """bytes of a message's largest frame up to which copying it is cheaper than having ZeroMQ hold on to it"""
@@ -67,7 +70,7 @@ class Session(wire.Session):
         return self.build(self.header(msg_type, now()) if header is None else header, content, parent, metadata)
 
     def send(
-        self, socket: zmq.Socket[Any], msg_or_type: Mapping[str, Any] | Message | str,
+        self, socket: zmq.Socket[Any] | ZMQStream, msg_or_type: Mapping[str, Any] | Message | str,
         content: Mapping[str, Any] | None = None, parent: Mapping[str, Any] | Message | None = None,
         identities: bytes | Sequence[bytes] | None = None, buffers: Sequence[Frame] | None = None, *,
         track: bool = False, header: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None,
@@ -75,7 +78,8 @@ class Session(wire.Session):
     ) -> dict[str, Any]:  # fmt: skip
         """Send a new message, or one that is there already. Returns it, with `tracker` beside its members.
 
-        `track`: large buffers are not copied, and `tracker` (zmq.MessageTracker) says when they may be changed.
+        `track`: large buffers are not copied, and `tracker` (zmq.MessageTracker) says when they may be changed; for a
+        ZMQStream, which cannot track, they are copied, and may be at once.
         Raises RuntimeError after a fork, TypeError or ValueError for buffers that are none or not contiguous, ZMQError.
         """
         if os.getpid() != self.process:
@@ -87,8 +91,13 @@ class Session(wire.Session):
         views = [_view(buffer, index) for index, buffer in enumerate(buffers or message.get("buffers") or ())]
         frames = self.serialize({**message, "buffers": views}, identities)
         copy = max(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames) < COPY_MAX
-        if views and track and not copy:
+        if views and track and not copy and isinstance(socket, zmq.Socket):
             message["tracker"] = socket.send_multipart(frames, flags, copy=False, track=True)
+        elif views and track and not copy:
+            # A ZMQStream sends later and returns no tracker: with a copy the buffers may be changed at once.
+            frames = [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
+            socket.send_multipart(frames, flags, copy=True)
+            message["tracker"] = DONE
         else:
             socket.send_multipart(frames, flags, copy=copy)
             message["tracker"] = DONE

@@ -10,7 +10,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tornado.httpserver import HTTPServer
 from tornado.log import access_log
@@ -53,11 +53,25 @@ from broker.transports.http.events import EventsHandler
 from broker.transports.http.logins import LoginHandler, LogoutHandler, WhoAmIHandler
 from broker.transports.http.rpc import RpcHandler
 from broker.transports.http.tickets import TicketHandler
+from broker.transports.kernels.channels import ChannelsHandler
+from broker.transports.kernels.front_ends import FrontEnds
+from broker.transports.kernels.rest import (
+    InterruptHandler,
+    KernelHandler,
+    KernelsHandler,
+    RestartHandler,
+    SpecsHandler,
+    VersionHandler,
+)
 from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
 from broker.transports.websocket.plain import PlainDoor
+from broker.wire.connection_file import ConnectionInfo
 from broker.wire.pieces import join_reply
 from broker.wire.rtcloud import CALL_ID_BITS, CallIds
+
+if TYPE_CHECKING:
+    from broker.transports.zeromq.door import ZmqDoor
 
 log = logging.getLogger("broker")
 
@@ -143,6 +157,8 @@ class Broker(Embedding):
             self._fixed[self.config.auth.admin_token] = admin_principal()
         self._lag = Lag()
         self._server: HTTPServer | None = None
+        self.zeromq: ZmqDoor | None = None
+        """the ZeroMQ door, once it is open"""
         self._acceptor: Acceptor | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopping: asyncio.Task[None] | None = None
@@ -193,6 +209,7 @@ class Broker(Embedding):
         if rtcloud.enabled:
             self.daemons = DaemonSignIn(rtcloud.endpoints.values(), test_user=rtcloud.test_user)
         self.call_ids = CallIds(lambda: secrets.randbits(CALL_ID_BITS) or 1)
+        self.front_ends = FrontEnds(self.engine, self.links, self.config.kernels)
         self._repeat("lag", LAG_SAMPLE_S, self._sample_lag)
         if self._tokens is not None:
             self._repeat("tokens", TOKENS_LOOK_S, self._look_at_tokens)
@@ -240,7 +257,20 @@ class Broker(Embedding):
         )
         self.gate.acceptor = self._acceptor
         self._acceptor.add_sockets(sockets)
+        if self.config.zeromq.enabled:
+            await self.open_zeromq()
         return self.url
+
+    async def open_zeromq(self) -> ConnectionInfo:
+        """Open the ZeroMQ door alone, as configured; what its connection file says.
+
+        Raises ConfigError, also if an address cannot be had.
+        """
+        from broker.node.zeromq import open_door  # not everybody wants pyzmq's 30 ms
+
+        self._check_running()
+        self.zeromq = open_door(self.config, self.engine, self.links, self.authenticator)
+        return self.zeromq.info
 
     def _log_request(self, handler: RequestHandler) -> None:
         """As tornado does it, but turning peers away is no error while the broker drains."""
@@ -293,7 +323,10 @@ class Broker(Embedding):
         asking = gate | {"engine": self.engine, "limits": lambda: self.config.limits}
         listening = asking | {"links": self.links}
         login = gate | {"engine": self.engine, "logins": self.logins, "daemons": self.daemons}
-        sources = Sources(self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor)
+        sources = Sources(
+            self.router, self.links, self.authenticator.counters, self._lag, lambda: self._acceptor, self.front_ends,
+            lambda: self.zeromq,
+        )  # fmt: skip
         return [
             *([URLSpec(prefix, ToPageHandler, gate)] if prefix else []),
             URLSpec(rf"{prefix}/", PageHandler, gate),
@@ -313,6 +346,24 @@ class Broker(Embedding):
             URLSpec(rf"{prefix}/readyz", ReadyHandler, gate | {"router": self.router}),
             URLSpec(rf"{prefix}/metrics", MetricsHandler, gate | {"sources": sources}),
             *self._rtcloud_routes(prefix, listening),
+            *self._kernel_routes(prefix, listening),
+        ]
+
+    def _kernel_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:
+        """The paths of Jupyter's front ends."""
+        if not self.config.kernels.enabled:
+            return []
+        front = {name: value for name, value in listening.items() if name != "links"} | {"front_ends": self.front_ends}
+        kernel = rf"{prefix}/api/kernels/([^/]+)"
+        return [
+            URLSpec(rf"{prefix}/api", VersionHandler, front),
+            URLSpec(rf"{prefix}/api/kernelspecs", SpecsHandler, front),
+            URLSpec(rf"{prefix}/api/kernelspecs/([^/]+)", SpecsHandler, front),
+            URLSpec(rf"{prefix}/api/kernels", KernelsHandler, front),
+            URLSpec(kernel, KernelHandler, front),
+            URLSpec(rf"{kernel}/interrupt", InterruptHandler, front),
+            URLSpec(rf"{kernel}/restart", RestartHandler, front),
+            URLSpec(rf"{kernel}/channels", ChannelsHandler, front | {"links": self.links}),
         ]
 
     def _rtcloud_routes(self, prefix: str, listening: dict[str, Any]) -> list[Rule | URLSpec]:
@@ -365,6 +416,9 @@ class Broker(Embedding):
         self.engine.feed(Drain(now=True))
         self._leave()
         await self._close_links()
+        if self.zeromq is not None:
+            self.zeromq.close()
+            self.zeromq = None
         await self._end()
         if self.sign_in is not None:
             await self.sign_in.close()
@@ -411,7 +465,7 @@ class Broker(Embedding):
                 raise ReloadError(f"server.{key} cannot change while the broker runs; restart it")
         if bool(config.server.tls_certificate) != bool(self.config.server.tls_certificate):
             raise ReloadError("server.tls_certificate: TLS cannot be switched while the broker runs; restart it")
-        for section in ("auth", "rtcloud"):
+        for section in ("auth", "rtcloud", "zeromq", "kernels"):
             if getattr(config, section) != getattr(self.config, section):
                 raise ReloadError(f"the section {section} cannot change while the broker runs; restart it")
         for key in FIXED_LIMITS:

@@ -15,6 +15,7 @@ def core_limits(config: Config) -> Limits:
     return Limits(
         deadline_s=limits.deadline_s,
         deadline_max_s=limits.deadline_max_s,
+        deadline_served_max_s=limits.deadline_served_max_s,
         slot_s=limits.slot_ms / 1000,
         queue_max=limits.queue_max,
         in_flight_max=limits.in_flight_max,

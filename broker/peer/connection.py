@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from broker.core.errors import ABNORMAL, CLOSES, DRAINED, FORBIDDEN, GOING_AWAY, MESSAGE_TOO_BIG, NORMAL
@@ -44,9 +44,12 @@ from broker.peer.session import (
 from broker.peer.session import Owner as StreamOwner
 from broker.peer.values import Attachments
 
+if TYPE_CHECKING:
+    from broker.links.zeromq_connect import Place
+
 log = logging.getLogger("broker.peer")
 
-Target = Callable[[], tuple[str, str]]
+Target = Callable[[], tuple["str | Place", str]]
 """Where the broker is and with which token, asked anew for every attempt to connect; raises OSError if unknown."""
 
 
@@ -511,25 +514,25 @@ class Connection:
     async def _open_link(self) -> None:
         """One attempt. Raises CannotConnect, Refused or InvalidRequest."""
         try:
-            self.url, token = self._target()
+            place, token = self._target()
         except OSError as error:
             raise _cannot("", str(error)) from None
+        self.url = str(place)
         if not token.isprintable():  # as from a file with Windows line ends
             raise InvalidRequest("the token holds line breaks or other control characters; no token does")
-        headers = [("Authorization", f"Bearer {token}")] if token else []
         offer = self.session.resume
         try:
-            link = await connect(
-                websocket_url(self.url, self.session.grace_s, offer[2] if offer else 0), self._links, headers=headers,
-                subprotocols=("jsonrpc", f"resume.{offer[0]}.{offer[1]}") if offer else (),
-                ssl_context=self._ssl_context, open_timeout_s=OPEN_TIMEOUT_S,
-            )  # fmt: skip
+            link: AnyLink
+            if isinstance(place, str):
+                link = await self._open_websocket(place, token, offer)
+            else:
+                link = await self._open_zeromq(place, token, offer)
         except HandshakeError as error:
             if offer is not None and error.status == 403:  # the session may be another's; this peer may still come
                 self.session.forget()
             raise _refused(self.url, error, come_back=offer is not None) from None
         except TimeoutError:
-            hint = "; is it a TLS port?" if split_url(self.url).scheme in ("https", "wss") else ""
+            hint = "; is it a TLS port?" if self.url.startswith(("https:", "wss:")) else ""
             raise _cannot(self.url, f"no answer within {OPEN_TIMEOUT_S:g} s{hint}") from None
         except ssl.SSLCertVerificationError as error:
             raise _cannot(self.url, f"its certificate is not trusted: {error.verify_message}") from None
@@ -546,6 +549,28 @@ class Connection:
         if not self.session.ready:
             await self._wait_greeted(link)
         self._greet()
+
+    async def _open_websocket(self, url: str, token: str, offer: tuple[str, str, int] | None) -> AnyLink:
+        """Raises what `links.connect.connect` does."""
+        return await connect(
+            websocket_url(url, self.session.grace_s, offer[2] if offer else 0), self._links,
+            headers=[("Authorization", f"Bearer {token}")] if token else [],
+            subprotocols=("jsonrpc", f"resume.{offer[0]}.{offer[1]}") if offer else (),
+            ssl_context=self._ssl_context, open_timeout_s=OPEN_TIMEOUT_S,
+        )  # fmt: skip
+
+    async def _open_zeromq(self, place: Place, token: str, offer: tuple[str, str, int] | None) -> AnyLink:
+        """Raises what `links.zeromq_connect.connect` does."""
+        from broker.links import zeromq_connect  # pyzmq, for those alone who use it
+
+        attachment: dict[str, Any] = {"meta": True, "stream": "in"}
+        if self.session.grace_s:
+            attachment["grace"] = self.session.grace_s
+        if offer:
+            attachment["resume"] = {"id": offer[0], "secret": offer[1], "received": offer[2]}
+        return await zeromq_connect.connect(
+            place, self._links, attachment=attachment, token=token, open_timeout_s=OPEN_TIMEOUT_S
+        )
 
     def _begin(self, link: AnyLink) -> None:
         self._link = link

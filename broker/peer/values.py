@@ -40,6 +40,19 @@ class Array:
     data: bytes
 
 
+class Encoded:
+    """A value that is JSON text already, with the attachments it refers to: `encode` gives it back as it is.
+
+    For who passes on what others have written. As a whole value only, not within another.
+    """
+
+    __slots__ = ("attachments", "text")
+
+    def __init__(self, text: bytes, attachments: Attachments = ()) -> None:
+        self.text = text
+        self.attachments = attachments
+
+
 def _make_encoder(default: Any) -> json.JSONEncoder:
     return json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=default)
 
@@ -61,8 +74,10 @@ def encode(value: object) -> tuple[bytes, list[bytes | memoryview]]:
     """A value as JSON text and the attachments it refers to.
 
     Takes what JSON knows, bytes, bytearray, memoryview and numpy arrays (attachments), numpy's scalars, dataclasses,
-    enums, paths, dates and UUIDs. Raises ValueUnfit for anything else, NaN and infinity among it.
+    enums, paths, dates and UUIDs, and `Encoded`. Raises ValueUnfit for anything else, NaN and infinity among it.
     """
+    if type(value) is Encoded:
+        return value.text, list(value.attachments)
     try:
         return _encode_plain(value).encode(), []
     except _Lifting:

@@ -72,6 +72,15 @@ def pack(text: Sequence[bytes | memoryview], attachments: Sequence[bytes | memor
     return [table, *text, b" " * padding, *attachments]
 
 
+def unpack_pieces(pieces: list[bytes | memoryview]) -> tuple[bytes, list[bytes | memoryview]]:
+    """The JSON text and the attachments in what `pack` made, without joining and copying them."""
+    count = int.from_bytes(pieces[0][:4]) - 1
+    if not 0 < count < len(pieces) - 1:  # a frame that has been joined since
+        text, attachments = unpack(b"".join(pieces))
+        return text, list(attachments)
+    return b"".join(pieces[1:-count]).rstrip(b" "), pieces[-count:]
+
+
 def expand(raw: bytes, attachments: Sequence[bytes | memoryview]) -> bytes:
     """Write the attachments into the JSON text as base64, where it refers to them. An index without one stays."""
 

@@ -32,7 +32,8 @@ class ConnectionFileError(ValueError):
 class ConnectionInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """What a connection file says. Over ipc `ip` is a path, and the ports are endings of it.
 
-    An empty key means that nothing is signed. The two CURVE keys (Z85, 40 characters) are those of the server.
+    An empty key means that nothing is signed. The two CURVE keys (Z85, 40 characters) are those of the server, unless
+    a third says otherwise.
     """
 
     transport: Literal["tcp", "ipc"] = "tcp"
@@ -47,6 +48,8 @@ class ConnectionInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Fa
     kernel_name: str = ""
     curve_publickey: str | None = None
     curve_secretkey: str | None = None
+    curve_serverkey: str | None = None
+    """ours: the server's public key, where the other two are a client's own"""
 
     def __repr__(self) -> str:
         return f"<ConnectionInfo {self.url('shell')} {self.kernel_name or ''} {self.signature_scheme}>"  # no key
@@ -84,7 +87,7 @@ def check(info: ConnectionInfo) -> None:
     for index, name in enumerate(PORTS):
         if ports[index] in ports[:index]:
             raise ConnectionFileError(f"{name} and {PORTS[ports.index(ports[index])]} are both {ports[index]}")
-    for name in ("curve_publickey", "curve_secretkey"):
+    for name in ("curve_publickey", "curve_secretkey", "curve_serverkey"):
         curve = getattr(info, name)
         if curve is not None and len(curve) != 40:
             raise ConnectionFileError(f"{name}: a Z85 key has 40 characters, this one {len(curve)}")
@@ -148,7 +151,7 @@ def parse_address(text: str) -> Address:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ConnectionFileError(f"this is no tcp://ip:port/key: {error}") from None
-    if not host or not port or parts.username or parts.query or parts.fragment:
+    if not host or not port or not _HOST.fullmatch(host) or parts.username or parts.query or parts.fragment:
         raise ConnectionFileError("an address over TCP has to be tcp://ip:port or tcp://ip:port/key")
     host = f"[{host}]" if ":" in host else host
     return Address(f"tcp://{host}:{port}", unquote(parts.path[1:]) if len(parts.path) > 1 else None)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from broker.wire.attachments import ATTACHMENTS_MAX, AttachmentError, pack, unpack
+from broker.wire.session import PROTOCOL_VERSION
 
 V1 = "v1.kernel.websocket.jupyter.org"
 CHANNELS = ("shell", "control", "stdin", "iopub")
@@ -69,8 +70,17 @@ class _Json(msgspec.Struct, frozen=True):
     channel: str | None = None
 
 
+class Sign(NamedTuple):
+    """What a message of the broker's own is marked with; drawn by whoever sends it."""
+
+    msg_id: str
+    session: str
+    date: str
+
+
 _JSON = msgspec.json.Decoder(_Json)
 _HEADER = msgspec.json.Decoder(Header)
+_encode = msgspec.json.Encoder().encode
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -105,6 +115,17 @@ def _object(raw: msgspec.Raw | bytes, name: str) -> bytes:
     return text
 
 
+def tell(
+    channel: str, msg_type: str, content: dict[str, Any], sign: Sign, parent_header: bytes = b"{}"
+) -> KernelMessage:
+    """A message of the broker's own to a front end or a kernel."""
+    header = {
+        "msg_id": sign.msg_id, "msg_type": msg_type, "username": "broker", "session": sign.session, "date": sign.date,
+        "version": PROTOCOL_VERSION,
+    }  # fmt: skip
+    return KernelMessage(channel, msgspec.json.encode(header), parent_header, b"{}", msgspec.json.encode(content))
+
+
 # --- without a subprotocol -------------------------------------------------------------------------------------------
 
 
@@ -124,9 +145,12 @@ def read_legacy(frame: str | bytes | bytearray) -> KernelMessage:
 
 def write_legacy(message: KernelMessage) -> tuple[Pieces, bool]:
     """The pieces of a frame, and whether it is a binary one: text where there are no buffers, for JupyterLab refuses
-    binary frames without any.
+    binary frames without any. The header's id and type stand beside it too, where jupyter-kernel-client looks for them.
     """
-    text = b'%b,"channel":"%b","buffers":[]}' % (message.json()[:-1], message.channel.encode())
+    header = read_header(message.header)
+    text = b'%b,"msg_id":%b,"msg_type":%b,"channel":"%b","buffers":[]}' % (
+        message.json()[:-1], _encode(header.msg_id), _encode(header.msg_type), message.channel.encode(),
+    )  # fmt: skip
     return (pack([text], message.buffers), True) if message.buffers else ([text], False)
 
 

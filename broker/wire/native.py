@@ -2,7 +2,7 @@
 
 All of them are None where there is no compiled module. `Reader` and `Writer` take over only what is common and right;
 whatever else comes goes by `frames` and `jsonrpc` as if they were not there. `spread` queues a broadcast for many
-sessions, `flush` writes what has gathered of a plain socket link. A request with its reply costs 4.3 µs between the
+sessions, `flush` writes what has gathered on a socket's link. A request with its reply costs 4.3 µs between the
 bytes read and the bytes written, without them 11.2.
 """
 

@@ -84,7 +84,10 @@ def extract_header(message_or_header: Mapping[str, Any] | Message | None) -> dic
 
 
 def pack_json(value: Any) -> bytes:
-    """JSON in UTF-8, compact. NaN becomes null, bytes base64. Raises TypeError, ValueError for what JSON cannot say."""
+    """JSON in UTF-8, compact. Raises TypeError, ValueError for what JSON cannot say.
+
+    NaN becomes null, bytes base64, sets and tuples arrays, dates text: as in jupyter_client, none comes back as it was.
+    """
     try:
         return msgspec.json.encode(value)
     except (UnicodeEncodeError, OverflowError, msgspec.MsgspecError):
@@ -160,15 +163,16 @@ class Session:
     """One end of a conversation: its key, its id, and the messages it has accepted.
 
     An empty key signs nothing and accepts everything. `packer` is as `find_packer` takes it, `history_max` the number
-    of accepted signatures that are remembered against replay. Raises ValueError for a scheme or packer that is none.
+    of accepted signatures that are remembered against replay. Raises ValueError for a scheme or packer that is none,
+    TypeError for a key that is no bytes.
     """
 
     def __init__(
         self, key: bytes, session: str, *, username: str = "", process: int = 0, scheme: str = DEFAULT_SCHEME,
         packer: Packer = "json", metadata: Mapping[str, Any] | None = None, history_max: int = HISTORY_MAX,
     ) -> None:  # fmt: skip
-        self.key = key
-        self.signature_scheme = scheme
+        self._key, self._scheme = _checked(key), scheme
+        self._mac = keyed(key, scheme)
         self.session = session
         self.username = username
         self.process = process
@@ -176,7 +180,26 @@ class Session:
         self.message_count = 0
         self.history = History(history_max)
         self.pack, self.unpack = find_packer(packer)
-        self._mac = keyed(key, scheme)
+
+    @property
+    def key(self) -> bytes:
+        """What is signed with from now on, as soon as another is assigned. Raises TypeError for what is no bytes."""
+        return self._key
+
+    @key.setter
+    def key(self, key: bytes) -> None:
+        self._mac = keyed(_checked(key), self._scheme)
+        self._key = key
+
+    @property
+    def signature_scheme(self) -> str:
+        """`hmac-HASH`; can be assigned as `key` can. Raises ValueError for one that is none; then the old one stays."""
+        return self._scheme
+
+    @signature_scheme.setter
+    def signature_scheme(self, scheme: str) -> None:
+        self._mac = keyed(self._key, scheme)
+        self._scheme = scheme
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.session} {self.signature_scheme if self.key else 'unsigned'}>"
@@ -292,6 +315,12 @@ class Session:
 
 
 _PACKED = ("header", "parent_header", "metadata", "content")
+
+
+def _checked(key: object) -> bytes:
+    if not isinstance(key, bytes):
+        raise TypeError(f"the key of a Session has to be bytes, not {type(key).__name__}")
+    return key
 
 
 def _listed(identities: bytes | Sequence[bytes] | None) -> Sequence[bytes]:

@@ -97,6 +97,8 @@ class Answering:
         if method is None:
             method = self._method_for(asked.method)
         if method.is_async:
+            if number is not None:
+                request.sender = partial(self._send_item, number)
             request.task = self._loop.create_task(self._answer_in_task(request, method))
         else:
             if self._pool is None:
@@ -217,15 +219,21 @@ class Answering:
         number = request.asked.id
         try:
             async for item in items:
-                if number is None or not self._connection.send_item(number, *encode(item)):
+                if number is None or not await self._send_item(number, item):
                     return NOBODY
-                if not self._connection.session.has_room(number):
-                    await self._connection.room(number)
         finally:
             close = getattr(items, "aclose", None)
             if close is not None:
                 await close()
         return encode(None)
+
+    async def _send_item(self, number: int | str, item: Any) -> bool:
+        """Pass on one item, and wait for room for the next. Whether somebody took it."""
+        if not self._connection.send_item(number, *encode(item)):
+            return False
+        if not self._connection.session.has_room(number):
+            await self._connection.room(number)
+        return True
 
     # ------------------------------------------------------------ in threads
 

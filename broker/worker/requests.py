@@ -13,6 +13,7 @@ from broker.worker.parts import Parts, no_parts
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable, Callable
 
     from broker.peer.session import Asked
     from broker.worker.progress import ProgressTold
@@ -26,7 +27,8 @@ class Request:
     """One request while a worker's function answers it. Usable from any thread."""
 
     __slots__ = (
-        "_event", "asked", "begun", "cancelled", "deadline", "gate", "incoming", "progress_told", "task", "waiting",
+        "_event", "asked", "begun", "cancelled", "deadline", "gate", "incoming", "progress_told", "sender", "task",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, asked: Asked) -> None:
@@ -44,6 +46,7 @@ class Request:
         """who will open the gate"""
         self.incoming: Parts | None = None
         self.progress_told: ProgressTold | None = None
+        self.sender: Callable[[Any], Awaitable[bool]] | None = None
         self._event: threading.Event | None = None
 
     @property
@@ -87,6 +90,16 @@ class Request:
         iteration when nobody waits for the answer any more.
         """
         return self.incoming or no_parts()
+
+    async def send(self, item: Any) -> bool:
+        """One more item of the reply, from a coroutine; what the coroutine returns is the result, after all items.
+
+        Waits until the caller takes more. False if nobody waits for the answer any more (a notification's caller never
+        does). Raises ValueUnfit for what cannot be sent, TooLarge, and RuntimeError in a function that has a thread.
+        """
+        if self.task is None:
+            raise RuntimeError("send() is for coroutines; a function in a thread yields its items")
+        return self.sender is not None and await self.sender(item)
 
     def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
         """Tell the caller how far this is: `done`, of `total` if that is known, in whatever unit; `text` says more.

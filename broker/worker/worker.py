@@ -41,6 +41,8 @@ class Worker:
     `name` is shown by `broker describe`; `drain` is how many seconds it gives requests to finish when it is told to
     stop. `wait` (default) goes on trying while there is no broker yet. `grace` is for how many seconds a broken
     connection ends nothing (the broker may cut it): requests under way go on, and are answered when it is back.
+    `deadline` is what requests here have where their caller names none, for methods that take hours, and `idle` how
+    long their streams may stand still, both in seconds; the broker may cut them.
 
         worker = Worker("data")
 
@@ -69,6 +71,8 @@ class Worker:
         capacity: int = CAPACITY,
         drain: float = DRAIN_S,
         grace: float = 0.0,
+        deadline: float | None = None,
+        idle: float | None = None,
         wait: bool = True,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -78,10 +82,15 @@ class Worker:
             raise ValueError(f"capacity {capacity} is not between 1 and 1000000")
         if not 0 <= grace < float("inf"):
             raise ValueError(f"grace {grace} is not a number of seconds, at least 0")
+        for option, given in (("deadline", deadline), ("idle", idle)):
+            if given is not None and not 0 < given < float("inf"):
+                raise ValueError(f"{option} {given} is not a number of seconds above 0")
         self.endpoint = endpoint
         self.name = name or f"{platform.node()}:{os.getpid()}"
         self.capacity = capacity
         self.methods: dict[str, Method] = {}
+        self.info: dict[str, Any] = {}
+        """what `broker.describe` shows beside name and methods, from the next start or reconnection on"""
         self.peer = ""
         """what the broker calls this worker; empty while it does not serve"""
         self._doc = ""
@@ -90,6 +99,7 @@ class Worker:
         self._target = find_target(url if isinstance(url, str) else None, token)
         self.drain = drain
         self._grace_s = grace
+        self._times = {"deadline": deadline, "idle": idle}
         self._wait = wait
         self._ssl_context = ssl_context
         self._connection: Connection | None = None
@@ -204,10 +214,12 @@ class Worker:
             "name": self.name,
             "sdk": f"python {VERSION}",
             "methods": describe_all(self.methods),
+            **self.info,
         }
         if self._doc:
             info["doc"] = self._doc
         description: dict[str, Any] = {"endpoint": self.endpoint, "capacity": self.capacity, "info": info}
+        description |= {name: seconds for name, seconds in self._times.items() if seconds is not None}
         if self._fallback is None:
             description["methods"] = list(self.methods)
         return description

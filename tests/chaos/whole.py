@@ -37,6 +37,7 @@ from broker.links.link import Link
 from broker.links.loop import LoopLinks
 from broker.links.socket import SocketLink
 from broker.peer.errors import CannotConnect
+from broker.transports.websocket.attach import attach
 from broker.transports.websocket.handler import WebSocketHandler
 from broker.transports.websocket.query import read_query
 from broker.transports.websocket.resume import find_session
@@ -130,7 +131,7 @@ class Door(WebSocketHandler):
         resumed = find_session(
             self.engine.router, authenticator, subprotocols, EVERYTHING, "", attachment, "127.0.0.1"
         )  # fmt: skip
-        self._attach(link, EVERYTHING, "", attachment, resumed)
+        attach(self.engine, link, EVERYTHING, "", attachment, resumed, self.limits())
 
 
 class Node:

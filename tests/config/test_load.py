@@ -116,7 +116,7 @@ def test_other_variables_are_not_touched() -> None:
         ("port = 1", "unknown key port; did you mean server.port?"),
         ("prot = 1", "unknown key prot; did you mean server.port?"),
         ("[servr]\nport = 1", "unknown key servr; did you mean [server]?"),
-        ("[zzz]", "unknown key zzz; known there: server, auth, limits, endpoints, rtcloud, log"),
+        ("[zzz]", "unknown key zzz; known there: server, auth, limits, endpoints, rtcloud, zeromq, kernels, log"),
         ("[log]\nzzz = 1", "unknown key log.zzz; known there: level, format"),
         ("[log]\nLevel = 'info'", "unknown key log.Level; did you mean log.level?"),
         (
@@ -301,9 +301,14 @@ def test_public_addresses_need_tls_or_insecure(host: str, tmp_path: Path) -> Non
         (
             "BROKER_ZZZ__ZZZ",
             "1",
-            "unknown variable BROKER_ZZZ__ZZZ; known there: server, auth, limits, endpoints, rtcloud, log",
+            "unknown variable BROKER_ZZZ__ZZZ; "
+            "known there: server, auth, limits, endpoints, rtcloud, zeromq, kernels, log",
         ),
-        ("BROKER__", "1", "unknown variable BROKER__; known there: server, auth, limits, endpoints, rtcloud, log"),
+        (
+            "BROKER__",
+            "1",
+            "unknown variable BROKER__; known there: server, auth, limits, endpoints, rtcloud, zeromq, kernels, log",
+        ),
         ("BROKER_SERVER__PORT__X", "1", "unknown variable BROKER_SERVER__PORT__X; did you mean BROKER_SERVER__PORT?"),
         (
             "BROKER_ENDPOINTS__CLOSED",

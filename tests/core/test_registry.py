@@ -297,3 +297,49 @@ def test_nothing_is_kept_of_a_worker_once_it_holds_nothing(how: str) -> None:
         case _:
             world.detach(worker)
     assert not endpoint.leaving and not endpoint.in_use
+
+
+# ---------------------------------------------------------------- deadlines that workers set
+
+
+def test_a_worker_sets_the_deadlines_of_its_endpoint_while_it_serves() -> None:
+    world = World(Limits(deadline_s=10.0, deadline_max_s=100.0, idle_s=5.0, deadline_served_max_s=1000.0))
+    worker, other, caller = world.worker("e"), world.worker("e"), world.caller()
+    endpoint = world.router.registry.by_name["e"]
+
+    def times() -> tuple[float, float, float]:
+        return endpoint.deadline_s, endpoint.deadline_max_s, endpoint.idle_s
+
+    world.serve(worker, "e", deadline=700.0)
+    assert times() == (700.0, 700.0, 5.0)
+    world.serve(other, "e", deadline=800.5, idle=600)
+    assert times() == (800.5, 800.5, 600.0), "the longest counts"
+    world.ask(caller, 1, "e/m")
+    world.ask(caller, 2, "e/m", timeout=3.0)
+    world.sleep(4.0)
+    assert world.one_end(caller).wire_id == 2, "what a caller names holds"
+    world.sleep(790.0)
+    assert not world.ends(caller)
+    world.sleep(10.0)
+    assert world.outcome(caller).kind is errors.DEADLINE
+    world.detach(other)
+    assert times() == (700.0, 700.0, 5.0)
+    world.serve(worker, "e")
+    assert times() == (10.0, 100.0, 5.0), "the last word counts"
+    world.serve(worker, "e", deadline=1e6, idle=1e6)
+    assert times() == (1000.0, 1000.0, 1000.0), "and is cut to the bound"
+    world.reconfigure(Limits(deadline_s=10.0, deadline_max_s=2000.0, deadline_served_max_s=500.0), {})
+    assert times() == (500.0, 2000.0, 500.0)
+    world.detach(worker)
+    assert times() == (10.0, 2000.0, 30.0)
+
+
+def test_what_is_configured_of_an_endpoint_goes_before_what_its_workers_set() -> None:
+    own = {"a": EndpointLimits(deadline_s=20.0, idle_s=3.0), "b": EndpointLimits(deadline_max_s=60.0)}
+    world = World(Limits(deadline_s=10.0, deadline_max_s=100.0), own)
+    worker = world.attach(Role.WORKER)
+    for name in own:
+        world.serve(worker, name, deadline=700.0, idle=700.0)
+    a, b = world.router.registry.by_name["a"], world.router.registry.by_name["b"]
+    assert (a.deadline_s, a.deadline_max_s, a.idle_s) == (20.0, 700.0, 3.0)
+    assert (b.deadline_s, b.deadline_max_s, b.idle_s) == (60.0, 60.0, 700.0)

@@ -21,6 +21,7 @@ from broker.core.options import Written
 from broker.core.router import Router
 from broker.peer import errors
 from broker.transports.websocket.query import _Query
+from broker.transports.zeromq.counters import ZmqCounters
 from broker.wire.pieces import join_reply
 from tests.docs.blocks import PAGES, ROOT, blocks_of, prose_of
 from tests.docs.render import errors_table, outcomes_page
@@ -194,7 +195,12 @@ def metric_names() -> set[str]:
         unauthenticated = 0
         counters = AcceptCounters()
 
-    sources = Sources(Router(Limits(), join=join_reply), Links(), AuthCounters(), Lag(), Accepting)  # type: ignore[arg-type]
+    class Door:
+        counters = ZmqCounters()
+        peers = connections = topics = 0
+
+    router = Router(Limits(), join=join_reply)
+    sources = Sources(router, Links(), AuthCounters(), Lag(), Accepting, zeromq=Door)  # type: ignore[arg-type]
     names: set[str] = set()
     for family in Collector(sources).collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))

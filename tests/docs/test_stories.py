@@ -65,7 +65,9 @@ def test_the_two_commands_work_in_a_fresh_copy(tmp_path: Path) -> None:
     story.environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     story.environment |= {"PIP_NO_DEPS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     story.environment["PATH"] = story.environment["PATH"].partition(":")[2]
-    story.environment["PYTEST_ADDOPTS"] = "-k test_the_page_of_outcomes"  # not all of them again
+    # Not all of them again.
+    story.environment["PYTEST_ADDOPTS"] = "tests/docs/test_pages.py -k test_the_page_of_outcomes"
+    story.environment["PYTEST_XDIST_AUTO_NUM_WORKERS"] = "1"
     del story.environment["PYTHONPATH"]
     here = ROOT / "README.md"
     try:

@@ -504,7 +504,7 @@ def test_a_batch_of_millions_is_refused_before_they_are_held() -> None:
     try:
         with pytest.raises(BadMessage, match="at most 1000 members"):
             split_batch(text, 1000)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20  # held, they would be 8 MiB of pointers alone
     finally:
         tracemalloc.stop()
 

@@ -11,6 +11,7 @@ import pytest
 from broker.client.async_client import AsyncClient
 from broker.node.broker import Broker
 from broker.peer import errors
+from broker.peer.values import Encoded
 from broker.worker import Fault, current
 from broker.worker.worker import Worker
 from tests.peer.harness import SECRET, broker_running, run, until
@@ -669,3 +670,38 @@ def test_grace_is_a_number_of_seconds() -> None:
     for wrong in (-1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="is not a number of seconds"):
             Worker("data", grace=wrong)
+
+
+def test_a_coroutine_sends_items_and_returns_a_result() -> None:
+    sent: list[bool] = []
+
+    async def rows(count: int) -> dict[str, int]:
+        for row in range(count):
+            sent.append(await current().send({"row": row, "bytes": b"x" * 100_000}))
+        return {"rows": count}
+
+    def in_a_thread() -> None:
+        asyncio.run(current().send(1))
+
+    async def raw() -> Encoded:
+        await current().send(Encoded(b'{"n": {"$buffer":0}}', [b"abc"]))
+        return Encoded(b"[1]")
+
+    async def main() -> None:
+        async with broker_running() as broker, AsyncClient(broker.url, SECRET, timeout=20) as client:
+            worker = new_worker(broker, rows, in_a_thread, raw)
+            async with worker:
+                stream = await client.stream("data/rows", {"count": 50})
+                assert (await anext(stream))["row"] == 0
+                await until(lambda: not worker._connection.session.outbox, "it sent what it may")  # type: ignore[union-attr]
+                assert len(sent) < 50, "it waits until the caller takes more"
+                assert [item["row"] async for item in stream] == list(range(1, 50))
+                assert stream.result == {"rows": 50} and all(sent)
+                assert await client.call("data/raw") == [{"n": b"abc"}, [1]]
+                with pytest.raises(errors.RemoteError, match="send\\(\\) is for coroutines"):
+                    await client.call("data/in_a_thread")
+                await client.notify("data/rows", {"count": 1})
+                await until(lambda: len(sent) == 51, "the notification was worked on")
+                assert sent[-1] is False, "nobody waits for its items"
+
+    run(main)

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from broker.auth.admission import check_room
 from broker.auth.door import Gate
 from broker.auth.facts import Refused, RequestFacts
 from broker.config.model import Limits
@@ -19,15 +20,15 @@ from broker.links.handshake import Refusal, Upgrade, check_upgrade, choose_subpr
 from broker.links.loop import LoopLinks
 from broker.links.opening import OpeningRequest, read_opening
 from broker.links.take import own, written
-from broker.transports.websocket.attaches import Attaches
-from broker.transports.websocket.query import Attachment
+from broker.transports.websocket.attach import check_role, welcome
+from broker.transports.websocket.query import Attachment, read_attachment
 
 _PLACE = "ws"
 _SUBPROTOCOLS = ((), ("jsonrpc",))
 """others are credentials, or sessions to go on with"""
 
 
-class PlainDoor(Attaches):
+class PlainDoor:
     """Opens WebSockets for an acceptor; `opens` is what it asks."""
 
     def __init__(self, engine: Engine, links: LoopLinks, gate: Gate, limits: Callable[[], Limits]) -> None:
@@ -67,7 +68,7 @@ class PlainDoor(Attaches):
 
     def _judge(self, request: OpeningRequest, host: str, endpoint: str) -> tuple[Principal, Attachment] | None:
         """Who comes, and as what. None if the HTTP server has to look; Refused, where it will say so."""
-        attachment = self.read_query(endpoint, request.query)
+        attachment = read_attachment(endpoint, request.query)
         headers = tuple(request.headers.items())
         remote, secure = self.gate.proxies.client_of(host, False, headers)
         facts = RequestFacts(
@@ -77,8 +78,8 @@ class PlainDoor(Attaches):
         principal = authenticator.recognise(facts)
         if principal is None or "ticket" in dict(request.query):
             return None
-        self.check_role(principal, endpoint, attachment.role)
-        self.check_room()
+        check_role(principal, endpoint, attachment.role)
+        check_room(self.engine, self.limits())
         authenticator.recognised()
         return principal, attachment
 
@@ -98,4 +99,4 @@ class PlainDoor(Attaches):
         except OSError:
             connection.close()
             return  # gone before it was attached
-        self.welcome(link, principal, endpoint, attachment, None)
+        welcome(self.engine, self.gate.authenticator, link, principal, endpoint, attachment, None, self.limits())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from broker.core.access import Role
+from broker.auth.facts import Refused
+from broker.core.access import Role, is_name
 from broker.core.messages import DEFAULT_OPTIONS, Options
 from broker.core.options import OptionError, Written, merge
 from broker.core.wrong import hint_for, what_is_wrong
@@ -61,6 +62,22 @@ class _Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     grace: float = 0.0
     received: int = 0
     lsp: bool = False
+
+
+def read_attachment(endpoint: str, pairs: Iterable[tuple[str, str]]) -> Attachment:
+    """How a peer wants to be attached to an endpoint ("" for none), from names and values. Raises Refused 400."""
+    if endpoint and not is_name(endpoint):
+        raise Refused(400, f"{endpoint[:128]!r} is no name of an endpoint")
+    query: dict[str, list[str]] = {}
+    for name, value in pairs:
+        query.setdefault(name, []).append(value)
+    try:
+        attachment = read_query(query)
+    except QueryError as error:
+        raise Refused(400, str(error)) from None
+    if attachment.role == Role.WORKER and not endpoint:
+        raise Refused(400, "role=worker goes with an endpoint, as in /ws/{endpoint}; without one call broker.serve")
+    return attachment
 
 
 def read_query(query: Mapping[str, Sequence[str]]) -> Attachment:

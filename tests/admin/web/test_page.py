@@ -305,7 +305,7 @@ def test_workers_that_come_and_go_are_seen(page: Browser, laboratory: Laboratory
     page.until_text("#endpoints", "balance\n0 workers")
 
 
-def test_hostile_26_script_in_names_is_shown_as_text(page: Browser, laboratory: Laboratory) -> None:
+def test_row_26_script_in_names_is_shown_as_text(page: Browser, laboratory: Laboratory) -> None:
     evil = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
     async def come() -> Worker:
@@ -336,7 +336,7 @@ def test_hostile_26_script_in_names_is_shown_as_text(page: Browser, laboratory: 
     laboratory.do(worker.stop)
 
 
-def test_hostile_26_injected_script_does_not_run(browser: Browser, broker: BrokerProcess) -> None:
+def test_row_26_injected_script_does_not_run(browser: Browser, broker: BrokerProcess) -> None:
     browser.go(broker.url + "/")
     browser.run(
         "const s = document.createElement('script'); s.textContent = \"document.title = 'owned'\";"

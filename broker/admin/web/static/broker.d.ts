@@ -148,6 +148,10 @@ export interface ServeOptions {
   capacity?: number;
   /** Seconds it gives requests to finish when it is told to stop. Default 25. */
   drain?: number;
+  /** Seconds that requests have whose callers name no timeout. Default: the endpoint's, 30 unless configured. */
+  deadline?: number;
+  /** Seconds that their streams may stand still. Default: the endpoint's, 30 unless configured. */
+  idle?: number;
 }
 
 export interface EndpointView {

@@ -295,18 +295,19 @@ export class Client {
   /**
    * Be a worker of `endpoint`. `methods` are functions `(params, request) => result`, by their names; a text `doc` of a
    * function is shown to who asks `describe`, as are `name` and `doc`. At most `capacity` requests are given to it at
-   * a time; `drain` is how many seconds it gives them to finish when it is told to stop.
+   * a time; `drain` is how many seconds it gives them to finish when it is told to stop. `deadline` is how many seconds
+   * requests have whose callers name none, `idle` how long their streams may stand still; the broker may cut them.
    */
   async serve(endpoint, methods, options = {}) {
-    checkOptions("serve", options, "name doc capacity drain");
-    const { name = "", doc = "", capacity = CAPACITY, drain = DRAIN_S } = options;
+    checkOptions("serve", options, "name doc capacity drain deadline idle");
+    const { name = "", doc = "", capacity = CAPACITY, drain = DRAIN_S, deadline, idle } = options;
     const functions = new Map(Object.entries(methods).filter(([, method]) => typeof method === "function"));
     if (!functions.size) throw new InvalidRequest(`there are no functions to serve ${endpoint} with`, { endpoint });
     if (this.#served.has(endpoint)) throw new InvalidRequest("this client serves it already", { endpoint });
     const about = [...functions].map(([method, { doc }]) => [method, typeof doc === "string" ? { doc } : {}]);
     const said = { name: name || undefined, doc: doc || undefined };
     const info = { ...said, sdk: "javascript", methods: Object.fromEntries(about) };
-    const params = { endpoint, methods: [...functions.keys()], capacity, info };
+    const params = { endpoint, methods: [...functions.keys()], capacity, deadline, idle, info };
     this.#served.set(endpoint, functions); // before the reply: requests may come right behind it
     let told;
     try {

@@ -1,0 +1,1 @@
+"""Jupyter's front ends, against real kernels and real clients."""
