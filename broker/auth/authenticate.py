@@ -203,6 +203,21 @@ class Authenticator:
         self.counters.admitted += 1
         return principal
 
+    def recognise(self, facts: RequestFacts) -> Principal | None:
+        """Who sent a request with a token in its Authorization header; None where `authenticate` has more to look at,
+        or would refuse. Nothing is counted: who lets them in calls `recognised`.
+        """
+        try:
+            self.rules.check(facts)
+            credential = from_authorization(facts)
+        except Refused:
+            return None
+        return self._bearer(credential.secret) if credential is not None and credential.secret else None
+
+    def recognised(self) -> None:
+        """Somebody whom `recognise` knew has been let in."""
+        self.counters.admitted += 1
+
     def admit(self, principal: Principal) -> Principal:
         """Let in somebody whom the program around the broker vouches for; of kind `host`.
 

@@ -56,6 +56,11 @@ class Gate:
         """The name of the session cookie."""
         return self._cookie or self.authenticator.cookie
 
+    @property
+    def asks_program(self) -> bool:
+        """Whether the program around the broker has an authentication of its own, which wants to see each request."""
+        return self._authenticate is not None
+
     def arrived(self, stream: IOStream) -> None:
         """A request is there."""
         if self.acceptor is not None:

@@ -20,6 +20,7 @@ from broker.auth.users import UserStore, default_users_path
 from broker.config.errors import ConfigError
 from broker.config.model import Config
 from broker.daemon.logs import Logs
+from broker.daemon.memory import keep_freed_memory
 from broker.daemon.systemd import Notifier
 from broker.links.compiled import core
 from broker.node.broker import Broker, ReloadError
@@ -145,6 +146,7 @@ class _Daemon:
         # What has been made until now stays: the collector need not walk over it again and again.
         gc.collect()
         gc.freeze()
+        keep_freed_memory()
         log.info("broker %s (%s) serves on %s", VERSION, core(), url)
         self._notifier.ready(f"serving on {url}")
         watchdog = asyncio.create_task(self._watch()) if self._notifier.watchdog_s else None

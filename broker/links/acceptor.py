@@ -8,16 +8,21 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tornado.iostream import IOStream, SSLIOStream
 
+from broker.links.opening import OPENING_MAX_BYTES
+
 log = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPTS_PER_TURN = 64
+
+Opens = Callable[[socket.socket, tuple[object, ...], bytes], bool]
+"""Takes a connection with its peer's address, whose first bytes are these, still unread; False: HTTP is to have it."""
 _WINDOW_S = 0.1
 
 
@@ -68,9 +73,17 @@ class AcceptCounters:
 
 @dataclass(slots=True)
 class _Waiting:
-    address: str
+    """A connection that has not authenticated: first its socket alone, then the stream the HTTP server has of it."""
+
+    connection: socket.socket
+    host: str
     since: float
+    stream: IOStream | None = None
     requested: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        return self.connection.fileno() < 0 if self.stream is None else self.stream.closed()
 
 
 class Acceptor:
@@ -83,7 +96,8 @@ class Acceptor:
     a slow header), ``body_timeout=30``, ``max_header_size=65536``, ``max_body_size`` the message bound,
     ``max_buffer_size`` a little above it (tornado: 100 MB per connection), and ``no_keep_alive=False``.
 
-    ``ssl_context`` may be replaced while running; it counts for connections accepted afterwards.
+    ``ssl_context`` may be replaced while running; it counts for connections accepted afterwards. ``opens`` is asked
+    first, where there is no TLS, as soon as the peer has said something.
     """
 
     def __init__(
@@ -94,7 +108,9 @@ class Acceptor:
         ssl_context: ssl.SSLContext | None = None,
         max_buffer_size: int = 17 << 20,
         counters: AcceptCounters | None = None,
+        opens: Opens | None = None,
     ) -> None:
+        self._opens = opens
         self.ssl_context = ssl_context
         self.limits = limits or AcceptLimits()
         self.counters = counters or AcceptCounters()
@@ -102,7 +118,7 @@ class Acceptor:
         self._max_buffer_size = max_buffer_size
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
-        self._waiting: dict[IOStream, _Waiting] = {}  # oldest first
+        self._waiting: dict[socket.socket | IOStream, _Waiting] = {}
         self._addresses: dict[str, int] = {}
         self._listening = False
         self._resume_timer: asyncio.TimerHandle | None = None
@@ -132,7 +148,7 @@ class Acceptor:
             self._listen()
 
     def close(self) -> None:
-        """Close the listening sockets; accepted ones stay and are no longer watched."""
+        """Close the listening sockets, and those that nobody has yet; the others stay and are no longer watched."""
         self._stop_listening()
         for timer in (self._resume_timer, self._sweep_timer):
             if timer is not None:
@@ -141,6 +157,9 @@ class Acceptor:
         for listening in self._sockets:
             listening.close()
         self._sockets.clear()
+        for waiting in list(self._waiting.values()):
+            if waiting.stream is None:
+                self._drop(waiting)
         self._waiting.clear()
         self._addresses.clear()
 
@@ -205,22 +224,63 @@ class Acceptor:
         if not self._has_room(host):
             connection.close()
             return
-        try:
-            stream = self._stream(connection)
-        except OSError as error:  # ssl.SSLError is one
-            self.counters.tls_failed += 1
-            log.debug("TLS with %s could not begin: %s", host, error)
-            connection.close()
-            return
-        self.counters.accepted += 1
-        self._waiting[stream] = _Waiting(host, self._loop.time())
+        connection.setblocking(False)
+        waiting = self._waiting[connection] = _Waiting(connection, host, self._loop.time())
         self._addresses[host] = self._addresses.get(host, 0) + 1
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self.limits.first_request_s / 10, self._sweep)
+        if self._opens is None or self.ssl_context is not None:
+            self.counters.accepted += self._serve(waiting, address)
+            return
+        self.counters.accepted += 1
+        if not self._look(waiting, address):
+            self._loop.add_reader(connection.fileno(), self._heard, waiting, address)
+
+    def _heard(self, waiting: _Waiting, address: tuple[object, ...]) -> None:
+        self._loop.remove_reader(waiting.connection.fileno())
+        if not self._look(waiting, address):
+            self._loop.add_reader(waiting.connection.fileno(), self._heard, waiting, address)
+
+    def _look(self, waiting: _Waiting, address: tuple[object, ...]) -> bool:
+        """Have a connection opened by what its peer has said, or served over HTTP; False if it has said nothing yet."""
+        connection = waiting.connection
+        try:
+            data = connection.recv(OPENING_MAX_BYTES, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            data = b""
+        if not data:  # it left without a word
+            self._drop(waiting)
+        elif self._opens is not None and self._opens(connection, address, data):
+            self._forget(connection)
+        else:
+            self._serve(waiting, address)
+        return True
+
+    def _serve(self, waiting: _Waiting, address: tuple[object, ...]) -> bool:
+        """Let the HTTP server have a connection; False if TLS could not begin."""
+        try:
+            stream = self._stream(waiting.connection)
+        except OSError as error:  # ssl.SSLError is one
+            self.counters.tls_failed += 1
+            log.debug("TLS with %s could not begin: %s", waiting.host, error)
+            self._drop(waiting)
+            return False
+        del self._waiting[waiting.connection]
+        self._waiting[stream] = waiting
+        waiting.stream = stream
         self._server.handle_stream(stream, address)
+        return True
+
+    def _drop(self, waiting: _Waiting) -> None:
+        """Close a connection that nobody has yet."""
+        self._forget(waiting.connection)
+        if waiting.connection.fileno() >= 0:  # else TLS had it, and closed it
+            self._loop.remove_reader(waiting.connection.fileno())
+            waiting.connection.close()
 
     def _stream(self, connection: socket.socket) -> IOStream:
-        connection.setblocking(False)
         if self.ssl_context is None:
             return IOStream(connection, max_buffer_size=self._max_buffer_size)
         wrapped = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
@@ -245,30 +305,32 @@ class Acceptor:
         return True
 
     def _purge(self) -> None:
-        for stream in [stream for stream in self._waiting if stream.closed()]:
-            self._forget(stream)
+        for one in [one for one, waiting in self._waiting.items() if waiting.is_closed]:
+            self._forget(one)
 
-    def _forget(self, stream: IOStream) -> None:
-        waiting = self._waiting.pop(stream, None)
+    def _forget(self, one: socket.socket | IOStream) -> None:
+        waiting = self._waiting.pop(one, None)
         if waiting is None:
             return
-        left = self._addresses[waiting.address] - 1
+        left = self._addresses[waiting.host] - 1
         if left:
-            self._addresses[waiting.address] = left
+            self._addresses[waiting.host] = left
         else:
-            del self._addresses[waiting.address]
+            del self._addresses[waiting.host]
 
     def _sweep(self) -> None:
         self._sweep_timer = None
         self._purge()
         overdue = self._loop.time() - self.limits.first_request_s
-        for stream, waiting in list(self._waiting.items()):
-            if waiting.since > overdue:
-                break
-            if not waiting.requested:
-                self.counters.silent_closed += 1
-                stream.close()
-                self._forget(stream)
+        for one, waiting in list(self._waiting.items()):
+            if waiting.since > overdue or waiting.requested:
+                continue
+            self.counters.silent_closed += 1
+            if waiting.stream is None:
+                self._drop(waiting)
+            else:
+                waiting.stream.close()
+                self._forget(one)
         if self._waiting:
             self._sweep_timer = self._loop.call_later(self.limits.first_request_s / 10, self._sweep)
 

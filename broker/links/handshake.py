@@ -15,6 +15,7 @@ from typing import Protocol
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LINE = re.compile(r"[\x20-\xff]*")
 _NEVER_ECHOED = ("bearer.", "resume.")
 
 
@@ -129,7 +130,7 @@ def switching_protocols(key: str, subprotocol: str | None = None, headers: Seque
 
 def _head(lines: Sequence[str]) -> bytes:
     for line in lines:
-        if any(ord(character) < 32 or ord(character) > 255 for character in line):
+        if not _LINE.fullmatch(line):
             raise ValueError(f"{line.partition(':')[0][:64]!r} holds a character that no header may hold")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 

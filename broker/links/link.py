@@ -175,7 +175,7 @@ class Link(LinkEnd):
         """What writes plain messages into the outbox in C; None where nothing is read in C."""
         if self.reader is None or self._mask is not None:
             return None
-        return native.Writer(prefix, endpoint, self, self._writer.mark, self._limits.outbox_soft_bytes, meta)
+        return native.Writer(prefix, endpoint, self, self._writer, self._limits.outbox_soft_bytes, meta)
 
     # ── what the owner calls ──
 
@@ -591,4 +591,4 @@ class Link(LinkEnd):
 
 
 if native.Writer is not None:
-    native.know_outbox(Link)
+    native.know_outbox(Link, Writer)

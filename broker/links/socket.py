@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _TLS_WRITE_BUFFER_BYTES = 65_536
 GATHER_BYTES, GATHERED_MAX = 4096, 1000
-"""of each piece on average, from which on they are written without being joined first, and so many at most: 5 µs less
-for a request and a reply of 16 KiB"""
+"""of each piece on average, from which on they are written without being joined first, and so many at most: 0.3 to
+0.4 µs less for each of 16 KiB, nothing below 4 KiB"""
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
@@ -113,7 +113,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             return
         # The transport holds nothing now: with a bound of 0 it pauses with the first byte it keeps, and what is blocked
         # is not handed anything. It closes the socket only after `is_closing` is true. So the detour over it can be
-        # left out (0.9 µs with uvloop); it gets what the kernel does not take, and finds out itself what is wrong.
+        # left out; it gets what the kernel does not take, and finds out itself what is wrong.
         count = len(pieces)
         data: bytes | memoryview = b""
         if taken:

@@ -43,7 +43,7 @@ async def take(
         if not written.done():  # an earlier reply on this connection was not read yet
             await asyncio.wait_for(written, links.limits.close_timeout_s)
         early, reading = _read_out(stream)
-        remote = _address(stream.socket)
+        remote = _peer_of(stream.socket)
         if keep_stream or isinstance(stream, SSLIOStream):
             link: Link = StreamLink(links, stream, remote=remote, early=early, limits=limits)
             link.subprotocol = subprotocol
@@ -59,6 +59,23 @@ async def take(
         stream.close()
         raise
     stream.close()
+    return await own(taken, response, links, remote=remote, early=early, subprotocol=subprotocol, limits=limits)
+
+
+async def own(
+    taken: socket.socket,
+    response: bytes,
+    links: LoopLinks,
+    *,
+    remote: str,
+    early: bytes = b"",
+    subprotocol: str | None = None,
+    limits: LinkLimits | None = None,
+) -> Link:
+    """As `take`, of a plain socket that no stream has; ``early`` was read from it before.
+
+    Raises OSError when the peer is gone; the socket is closed then.
+    """
     link = SocketLink(links, remote=remote, early=early, limits=limits)
     link.subprotocol = subprotocol
     try:
@@ -82,12 +99,16 @@ def _read_out(stream: IOStream) -> tuple[bytes, asyncio.Future[bytes] | None]:
     return b"", future
 
 
-def _address(taken: socket.socket) -> str:
+def _peer_of(taken: socket.socket) -> str:
     try:
-        name = taken.getpeername()
+        return written(taken.getpeername())
     except OSError:
         return "gone"
-    if isinstance(name, tuple):
-        host, port = name[:2]
+
+
+def written(address: object) -> str:
+    """A peer's address as people write it; a Unix socket has none."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return "local"

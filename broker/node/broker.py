@@ -65,6 +65,7 @@ from broker.transports.kernels.rest import (
 )
 from broker.transports.rtcloud.handler import RtCloudHandler
 from broker.transports.websocket.handler import WebSocketHandler
+from broker.transports.websocket.plain import PlainDoor
 from broker.wire.connection_file import ConnectionInfo
 from broker.wire.pieces import join_reply
 from broker.wire.rtcloud import CALL_ID_BITS, CallIds
@@ -252,6 +253,7 @@ class Broker(Embedding):
             ssl_context=context,
             # A body that is too large must fit as far as it takes to refuse it in words.
             max_buffer_size=max(STREAM_BUFFER_MIN_BYTES, limits.message_max_bytes + limits.unauthenticated_max_bytes),
+            opens=PlainDoor(self.engine, self.links, self.gate, lambda: self.config.limits).opens,
         )
         self.gate.acceptor = self._acceptor
         self._acceptor.add_sockets(sockets)

@@ -11,7 +11,7 @@ import msgspec
 
 from broker.core.errors import BAD_REPLY, INVALID_PARAMS, OK, TOO_LARGE, Kind
 from broker.core.messages import Body, End
-from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
+from broker.wire.attachments import AttachmentError, collect, expand, mentions_base64, pack
 from broker.wire.calls import EVENTS, NDJSON, OCTETS, Accepts, BadCall, read_json
 from broker.wire.jsonrpc import error_object
 from broker.wire.pieces import PIECE_MAX_BYTES, Joiner, Mark, PiecesError
@@ -281,7 +281,7 @@ class BodyLines:
         if not line.strip():
             return
         raw = read_json(line, f"line {self._count}")
-        if BASE64_KEY not in raw:
+        if not mentions_base64(raw):
             yield Body(raw)
             return
         try:

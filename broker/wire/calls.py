@@ -9,7 +9,7 @@ import msgspec
 
 from broker.core.errors import INVALID_JSON, INVALID_PARAMS, OK, WORKER_ERROR, Kind
 from broker.core.messages import Body, Broadcast, End
-from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand
+from broker.wire.attachments import AttachmentError, collect, expand, mentions_base64
 from broker.wire.jsonrpc import error_object
 
 JSON = "application/json; charset=utf-8"
@@ -99,7 +99,7 @@ def read_body(content: bytes, content_type: str, beside: str | None, name: str) 
     if beside is not None:
         raise BadCall(INVALID_PARAMS, f"{name}= goes with a body of {OCTETS}; otherwise the body is the {name}")
     raw = read_json(content) if content.strip() else b""
-    if BASE64_KEY not in raw:
+    if not mentions_base64(raw):
         return Body(raw)
     try:
         return Body(*collect(raw, ()))

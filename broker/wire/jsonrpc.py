@@ -61,7 +61,7 @@ from broker.core.messages import (
 )
 from broker.core.options import TOKEN_MAX, OptionError, read_options
 from broker.core.sessions import Session
-from broker.wire.attachments import BASE64_KEY, AttachmentError, collect, expand, pack
+from broker.wire.attachments import AttachmentError, collect, expand, mentions_base64, pack
 from broker.wire.native import Reader
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ Decoded: TypeAlias = (
 Attachments: TypeAlias = tuple[bytes | memoryview, ...]
 Pieces: TypeAlias = list[bytes | memoryview]
 
+TEXT_FRAME, BINARY_FRAME = "jsonrpc text", "jsonrpc binary"
+"""what the frames of a broadcast that all peers of this dialect share are called; without attachments, the first"""
 ID_MAX = 128
 """bytes of a string id"""
 ROUTES_REMEMBERED = 256
@@ -240,7 +242,7 @@ class JsonRpc:
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             return self._unreadable(text, error)
         fault = ""
-        if BASE64_KEY in text:
+        if mentions_base64(text):
             attachments, fault = _collect(envelope, text, attachments)
         elif not _looks_plain(text, envelope):
             _check_duplicates(text, envelope)
@@ -751,7 +753,7 @@ def _collect(envelope: Envelope, text: bytes, attachments: Attachments) -> tuple
     try:
         for member in ("params", "result"):
             raw = bytes(getattr(envelope, member))
-            if BASE64_KEY in raw:
+            if mentions_base64(raw):
                 raw, attachments = collect(raw, attachments)
                 setattr(envelope, member, msgspec.Raw(raw))
     except AttachmentError as error:

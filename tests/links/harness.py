@@ -17,7 +17,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from benchmarks.echo import self_signed
-from broker.links.acceptor import AcceptLimits, Acceptor
+from broker.links.acceptor import AcceptLimits, Acceptor, Opens
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols, upgrade_request
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
@@ -143,6 +143,7 @@ async def serving(
     receiver: type[Recorder] = Recorder,
     start: bool = True,
     accept_limits: AcceptLimits | None = None,
+    opens: Opens | None = None,
 ) -> AsyncIterator[Server]:
     """Serve WebSockets on a free port; afterwards nothing may be left."""
     links = LoopLinks(limits)
@@ -153,7 +154,7 @@ async def serving(
         with tempfile.TemporaryDirectory() as folder:
             context = self_signed(Path(folder))
             server.client_context = ssl.create_default_context(cafile=str(Path(folder, "cert.pem")))
-    server.acceptor = Acceptor(http, ssl_context=context, limits=accept_limits)
+    server.acceptor = Acceptor(http, ssl_context=context, limits=accept_limits, opens=opens)
     server.acceptor.add_sockets(bind_sockets(0, "127.0.0.1"))
     server.port = server.acceptor.sockets[0].getsockname()[1]
     try:

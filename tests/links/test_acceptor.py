@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from broker.links.acceptor import AcceptLimits
+from broker.links.acceptor import AcceptLimits, Opens
 from tests.links.harness import LOOPS, Echoing, frame, raw_client, run, serving, until
 
 loops = pytest.mark.parametrize("loop", LOOPS)
+
+
+def nobody(connection: socket.socket, address: tuple[object, ...], data: bytes) -> bool:
+    """Looks at what comes, and opens nothing."""
+    assert data
+    return False
 
 
 async def silent(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -37,10 +44,10 @@ async def let_go(writers: list[asyncio.StreamWriter]) -> None:
 
 
 @loops
-@pytest.mark.parametrize("kind", ["socket", "tls"])
-def test_a_socket_without_a_first_request_is_closed(loop: str, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "opens"), [("socket", None), ("socket", nobody), ("tls", None), ("tls", nobody)])
+def test_a_socket_without_a_first_request_is_closed(loop: str, kind: str, opens: Opens | None) -> None:
     async def main() -> None:
-        async with serving(kind, accept_limits=AcceptLimits(first_request_s=0.3)) as server:
+        async with serving(kind, accept_limits=AcceptLimits(first_request_s=0.3), opens=opens) as server:
             mute, first = await silent(server.port)
             slow, second = await silent(server.port)
             second.write(b"GET /plain HTTP/1.1\r\nHost: loc" if kind == "socket" else b"\x16\x03\x01\x02\x00")
@@ -78,9 +85,12 @@ def test_a_socket_with_a_first_request_stays(loop: str) -> None:
         (AcceptLimits(unauthenticated_loopback_max=3), "refused_address"),
     ],
 )
-def test_unauthenticated_sockets_are_capped_and_others_not(loop: str, limits: AcceptLimits, counter: str) -> None:
+@pytest.mark.parametrize("opens", [None, nobody])
+def test_unauthenticated_sockets_are_capped_and_others_not(
+    loop: str, limits: AcceptLimits, counter: str, opens: Opens | None
+) -> None:
     async def main() -> None:
-        async with serving(accept_limits=limits, receiver=Echoing) as server, raw_client(server) as client:
+        async with serving(accept_limits=limits, receiver=Echoing, opens=opens) as server, raw_client(server) as client:
             held = [await silent(server.port) for _ in range(3)]
             await until(lambda: server.acceptor.unauthenticated == 3, "all are in")
             refused, fourth = await silent(server.port)
@@ -93,6 +103,74 @@ def test_unauthenticated_sockets_are_capped_and_others_not(loop: str, limits: Ac
             async with raw_client(server):
                 assert server.acceptor.unauthenticated == 2
             await let_go([fourth, *(writer for _, writer in held[1:])])
+
+    run(main, loop)
+
+
+@loops
+def test_a_socket_is_counted_once_whoever_takes_it_and_dropped_with_the_acceptor(loop: str) -> None:
+    taken: list[tuple[socket.socket, bytes]] = []
+
+    def opens(connection: socket.socket, address: tuple[object, ...], data: bytes) -> bool:
+        if data.startswith(b"fail"):
+            raise RuntimeError("on purpose")
+        if data.startswith(b"mine"):
+            taken.append((connection, connection.recv(100)))
+        return data.startswith(b"mine")
+
+    async def main() -> None:
+        async with serving(accept_limits=AcceptLimits(first_request_s=0.3), opens=opens) as server:
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            acceptor, counters = server.acceptor, server.acceptor.counters
+            _, first = await silent(server.port)
+            first.write(b"mine and all that")
+            await until(lambda: taken != [], "it was taken")
+            assert taken[0][1] == b"mine and all that"
+            assert (acceptor.unauthenticated, counters.accepted) == (0, 1)
+            _, second = await silent(server.port)
+            await until(lambda: acceptor.unauthenticated == 1, "one waits")
+            await let_go([second])
+            await until(lambda: acceptor.unauthenticated == 0, "it has left without a word")
+            plain, third = await silent(server.port)
+            third.write(b"GET /plain HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await plain.readline()).startswith(b"HTTP/1.1 ")
+            failing, fourth = await silent(server.port)
+            fourth.write(b"fail")
+            assert await rest(failing) == b"", "what raises costs one connection, in its time"
+            assert (counters.accepted, counters.silent_closed) == (4, 1)
+            waiting, fifth = await silent(server.port)
+            await until(lambda: counters.accepted == 5, "one more waits")
+            acceptor.close()
+            assert await rest(waiting) == b""
+            taken[0][0].close()
+            await let_go([first, third, fourth, fifth])
+
+    run(main, loop)
+
+
+class Failing:
+    """As an SSLContext where the peer is gone already, with its socket or without."""
+
+    def __init__(self, closes: bool) -> None:
+        self.closes = closes
+
+    def wrap_socket(self, connection: socket.socket, **_: object) -> socket.socket:
+        if self.closes:
+            socket.close(connection.detach())
+        raise OSError("gone")
+
+
+@loops
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_socket_for_which_tls_cannot_begin_is_counted_and_closed(loop: str, closes: bool) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            server.acceptor.ssl_context = Failing(closes)  # type: ignore[assignment]
+            reader, writer = await silent(server.port)
+            assert await rest(reader) == b""
+            counters = server.acceptor.counters
+            assert (counters.tls_failed, counters.accepted, server.acceptor.unauthenticated) == (1, 0, 0)
+            await let_go([writer])
 
     run(main, loop)
 

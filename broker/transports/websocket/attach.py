@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 
 from broker.auth.admission import credential_of, turn_away
+from broker.auth.authenticate import Authenticator
 from broker.auth.facts import Refused
 from broker.config.model import Limits
 from broker.core.access import Principal, Role, roles_at
-from broker.core.errors import ENDPOINT_CLOSED, NORMAL, REPLACED
+from broker.core.errors import DRAINED, ENDPOINT_CLOSED, NORMAL, REPLACED, UNAUTHORISED
 from broker.core.events import Attached, Detached, Resumed
 from broker.core.kept import NEVER_WRITTEN
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links.link import Link
 from broker.links.pair import AnyLink
 from broker.transports.websocket.peer import WebSocketPeer
 from broker.transports.websocket.query import Attachment
@@ -23,6 +25,19 @@ def check_role(principal: Principal, endpoint: str, role: Role) -> None:
     """Raises Refused 403 if the principal may not be attached so."""
     if endpoint and not roles_at(principal.grants, endpoint) & role:
         raise Refused(403, f"{principal.name} may not be {(role.name or '').lower()} at {endpoint}")
+
+
+def welcome(
+    engine: Engine, authenticator: Authenticator, link: Link, principal: Principal, endpoint: str,
+    attachment: Attachment, resumed: Session | None, limits: Limits,
+) -> None:  # fmt: skip
+    """Attach the peer for whom a link was opened, or say over it why that cannot be any more."""
+    if engine.router.draining:
+        turn_away(link, DRAINED, "the broker is shutting down")
+    elif not authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
+        turn_away(link, UNAUTHORISED, "the credential has ended")
+    else:
+        attach(engine, link, principal, endpoint, attachment, resumed, limits)
 
 
 def attach(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from broker.auth.admission import Admission
 from broker.auth.facts import Refused
-from broker.core.errors import DRAINED, UNAUTHORISED
 from broker.links.handshake import Refusal, check_upgrade, choose_subprotocol, switching_protocols
 from broker.links.loop import LoopLinks
 from broker.links.take import take
-from broker.transports.websocket.attach import attach, check_role
+from broker.transports.websocket.attach import check_role, welcome
 from broker.transports.websocket.query import read_attachment
 from broker.transports.websocket.resume import find_session
 
@@ -38,9 +37,6 @@ class WebSocketHandler(Admission):
             link = await take(stream, response, self.links)
         except OSError:
             return  # gone before it was attached, or no file descriptor was left: the stream is closed already
-        if self.engine.router.draining:
-            self.turn_away(link, DRAINED, "the broker is shutting down")
-        elif not self.gate.authenticator.still_holds(principal):  # it ended while this waited: nobody else would notice
-            self.turn_away(link, UNAUTHORISED, "the credential has ended")
-        else:
-            attach(self.engine, link, principal, endpoint, attachment, resumed, self.limits())
+        welcome(
+            self.engine, self.gate.authenticator, link, principal, endpoint, attachment, resumed, self.limits()
+        )  # fmt: skip

@@ -28,10 +28,11 @@ from broker.engine.engine import Engine
 from broker.links.end import PlainWriting
 from broker.links.held import HeldCalls
 from broker.links.pair import AnyLink
+from broker.wire import native
 from broker.wire.attachments import AttachmentError, unpack
 from broker.wire.batches import Batch, in_text
 from broker.wire.frames import binary_frame, text_frame
-from broker.wire.jsonrpc import BadMessage, Decoded, JsonRpc, is_batch, split_batch
+from broker.wire.jsonrpc import BINARY_FRAME, TEXT_FRAME, BadMessage, Decoded, JsonRpc, is_batch, split_batch
 
 ACK_MESSAGES, ACK_BYTES = 32, 1 << 20
 """after how many messages, or how much, a peer whose session has grace is told that they have arrived"""
@@ -336,7 +337,7 @@ class WebSocketPeer:
         """Write one of many copies."""
         body = _body(message)
         binary = self._codec.takes_binary(body)
-        key = "jsonrpc binary" if binary else "jsonrpc text"
+        key = BINARY_FRAME if binary else TEXT_FRAME
         frame = frames.get(key)
         if frame is None:
             frame = frames[key] = self._broadcast_frame(message, body, binary)
@@ -365,3 +366,7 @@ class WebSocketPeer:
     def resume_reading(self) -> None:
         """Read again."""
         self._link.resume_reading()
+
+
+if native.Writer is not None:
+    native.know_peer(Session, WebSocketPeer)

@@ -15,8 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from broker.auth.tokens import TokenStore
 from broker.core.access import Grant, Principal, Role
 from broker.core.errors import ENDPOINT_CLOSED
-from broker.links.take import take
-from broker.transports.websocket import handler
+from broker.transports.websocket import handler, plain
 from tests.links.harness import RawClient, frame
 from tests.transports.websocket.harness import (
     ADMIN,
@@ -95,21 +94,27 @@ def test_an_error_of_the_http_library_says_what_it_is() -> None:
     run(main)
 
 
-def test_a_token_revoked_during_the_opening_lets_nobody_in(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("door", "name"), [(handler, "take"), (plain, "own")])
+def test_a_token_revoked_during_the_opening_lets_nobody_in(
+    door: Any, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An opening may wait two seconds, for a peer that does not read an earlier answer."""
 
     async def main() -> None:
         store = TokenStore(tmp_path / "tokens.json")
         record, secret = store.create("ann", ("caller",), ("*",))
 
+        take = getattr(door, name)
+
         async def take_late(*given: Any, **named: Any) -> Any:
             store.revoke(record.id)
             assert store.refresh() == {record.id}, "the sessions of this token have been closed"
             return await take(*given, **named)
 
-        monkeypatch.setattr(handler, "take", take_late)
+        monkeypatch.setattr(door, name, take_late)
         async with serving(tokens=store) as world:
-            peer = await world.peer("/ws/lab", secret)
+            more = {} if door is plain else {"headers": {"X-Not-Plain": "1"}}
+            peer = await world.peer("/ws/lab", secret, **more)
             assert await peer.closed() == (4401, "the credential has ended")
             assert world.counters.attached == 0
 

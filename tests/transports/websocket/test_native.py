@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from broker.core.sessions import Session
 from broker.links.compiled import core
+from broker.links.link import Link
+from broker.transports.websocket.peer import WebSocketPeer
+from broker.wire import native
+from broker.wire.frames import text_frame
 from tests.transports.websocket.harness import Peer, World, head, run, serving, until
 
 pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
@@ -204,5 +210,106 @@ def test_what_is_common_goes_through_c() -> None:
             assert seen[-1] > 0, "the worker's replies"
             (session,) = [one for one in world.broker.router.sessions.by_id.values() if one.kept]
             assert session.kept is not None and session.kept.received == 2
+
+    run(main)
+
+
+# ---------------------------------------------------------------- broadcasts
+
+
+def test_broadcasts_to_listeners_of_every_kind() -> None:
+    async def conversation(world: World) -> list[Any]:
+        queries = ["", "binary=1", "grace=30", "stream=in", "role=worker", "", "binary=1&grace=30"]
+        listeners = [await world.peer(f"/ws/lab?listen=1&{query}") for query in queries]
+        publisher = await world.caller()
+        said: list[Any] = []
+        bodies: list[object] = [
+            1,
+            "é",
+            {"a": [None, 1.5]},
+            "x" * 10_000,
+            "y" * 17_000,
+            "z" * 70_000,
+            {"$base64": "QUJD"},
+        ]
+        for data in bodies:
+            await publisher.call("broker.publish", {"endpoint": "lab", "data": data})
+        for peer in listeners:
+            for number in range(len(bodies)):
+                message = await peer.find(lambda message: head(message).get("method") == "broker.message")
+                assert head(message)["params"]["seq"] == number + 1
+                said.append(message)
+        await listeners[0].socket.close()
+        await until(lambda: world.counters.detached == 1, "one has left")
+        await publisher.call("broker.publish", {"endpoint": "lab", "data": "again"})
+        for peer in listeners[1:]:
+            said.append(await peer.find(lambda message: head(message).get("method") == "broker.message"))
+        assert world.counters.copies == 7 * 7 + 6
+        return said
+
+    assert len(told_alike(conversation)) == 7 * 7 + 6
+
+
+FRAME = text_frame(b'{"jsonrpc":"2.0","method":"broker.message","params":{"data":1}}')
+
+
+def link_of(session: Session) -> Link:
+    assert isinstance(session.link, WebSocketPeer)
+    assert isinstance(session.link._link, Link)
+    return session.link._link
+
+
+def test_a_broadcast_is_spread_as_far_as_each_link_would_take_it_itself() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            for _ in range(3):
+                await world.peer("/ws/lab")
+            first, second, third = sessions = tuple(world.broker.router.sessions.by_id.values())
+            soft, hard = world.broker.links.limits.outbox_soft_bytes, world.broker.links.limits.outbox_hard_bytes
+            assert native.spread(FRAME, sessions) == []
+            assert [link_of(session)._pieces for session in sessions] == [[FRAME]] * 3
+            assert [link_of(session).outbox_bytes for session in sessions] == [len(FRAME)] * 3
+            assert all(link_of(session).dirty for session in sessions)
+            assert world.broker.links.writer._dirty == [link_of(session) for session in sessions]
+            link, before = link_of(second), link_of(second).enqueued
+            for name, value in (
+                ("_state", 1), ("_state", 2), ("enqueued", before + soft), ("_hard_bytes", len(FRAME) - 1),
+                ("enqueued", "much"), ("_pieces", ()), ("_state", None),
+            ):  # fmt: skip
+                kept = getattr(link, name)
+                setattr(link, name, value)
+                assert native.spread(FRAME, sessions) == [second], name
+                setattr(link, name, kept)
+            link.enqueued = link.flushed + soft
+            assert native.spread(FRAME, (second,)) == [], "at the bound itself it is still taken, as by send_frame"
+            assert native.spread(FRAME, (second,)) == [second]
+            assert hard > soft
+            link.enqueued = before + len(FRAME)
+            assert native.spread(FRAME * 300, sessions) == list(sessions), "what is sent in pieces is left to Python"
+            away, third.link = third.link, None
+            strange: tuple[Any, ...] = (object(), None, third, first)
+            assert native.spread(FRAME, strange) == list(strange[:3])
+            third.link = away
+            for wrong in ((), (FRAME,), (bytearray(FRAME), sessions), (FRAME, list(sessions))):
+                with pytest.raises(TypeError):
+                    native.spread(*wrong)
+
+    run(main)
+
+
+def test_spreading_leaves_no_reference_behind() -> None:
+    async def main() -> None:
+        async with serving() as world:
+            await world.peer("/ws/lab")
+            await world.peer("/ws/lab?grace=30")
+            sessions = tuple(world.broker.router.sessions.by_id.values())
+            frame = bytes(bytearray(FRAME))
+            watched = [*sessions, frame, *(session.link for session in sessions), sessions]
+            before = list(map(sys.getrefcount, watched))
+            for _ in range(50):
+                assert native.spread(frame, sessions) == [sessions[1]]
+            link = link_of(sessions[0])
+            await until(lambda: not link.outbox_bytes, "all is written")
+            assert list(map(sys.getrefcount, watched)) == before
 
     run(main)
