@@ -8,8 +8,7 @@ import click
 from broker.auth.token_file import TokenError
 from broker.cli.exits import Exit, Failure
 from broker.cli.records import moment, print_table
-from broker.cli.token import file_options, opened, row_of, seconds
-from broker.core.access import ROLE_NAMES
+from broker.cli.token import expires_option, file_options, grant_options, opened, row_of
 
 
 @click.group()
@@ -61,9 +60,8 @@ def keys(broker_file: Path, own_file: Path, ip: str | None, *, as_json: bool) ->
 @curve.command(context_settings={"ignore_unknown_options": True})  # a key in Z85 may begin with a hyphen
 @click.argument("name")
 @click.argument("public_key")
-@click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=click.Choice(ROLE_NAMES))
-@click.option("--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]")
-@click.option("--expires", callback=seconds, metavar="LENGTH", help="Such as 12h or 30d.  [default: never]")
+@grant_options
+@expires_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: what `list` tells.")
 @file_options
 def allow(

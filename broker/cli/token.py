@@ -18,8 +18,6 @@ from broker.core.access import ROLE_NAMES
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _LENGTH = re.compile(r"([0-9]{1,6})([smhdw])")
 
-_ROLES = click.Choice(list(ROLE_NAMES))
-
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -42,6 +40,23 @@ def file_options(command: Command) -> Command:
     return tokens_file(config(command))
 
 
+def grant_options(command: Command) -> Command:
+    """What somebody may do, and where."""
+    role = click.option(
+        "--role", "roles", multiple=True, default=("caller",), show_default=True, type=click.Choice(list(ROLE_NAMES))
+    )
+    endpoint = click.option(
+        "--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]"
+    )
+    return role(endpoint(command))
+
+
+def expires_option(command: Command) -> Command:
+    """For how long."""
+    text = "Such as 12h or 30d.  [default: never]"
+    return click.option("--expires", callback=seconds, metavar="LENGTH", help=text)(command)
+
+
 @click.group()
 def token() -> None:
     """Make, list and revoke tokens. A running broker notices within a second."""
@@ -49,9 +64,8 @@ def token() -> None:
 
 @token.command()
 @click.argument("name", default="")
-@click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=_ROLES)
-@click.option("--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]")
-@click.option("--expires", callback=seconds, metavar="LENGTH", help="Such as 12h or 30d.  [default: never]")
+@grant_options
+@expires_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: what `list` tells, and the token.")
 @file_options
 def create(

@@ -12,11 +12,10 @@ from broker.auth.users import UserStore, default_users_path
 from broker.auth.users_file import UserError, UserRecord
 from broker.cli.exits import Exit, Failure
 from broker.cli.records import moment, print_table
-from broker.core.access import ROLE_NAMES
+from broker.cli.token import grant_options
 
 _INPUT_MAX_BYTES = 4096
 
-_ROLES = click.Choice(list(ROLE_NAMES))
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -41,8 +40,7 @@ def user() -> None:
 
 @user.command()
 @click.argument("name")
-@click.option("--role", "roles", multiple=True, default=("caller",), show_default=True, type=_ROLES)
-@click.option("--endpoint", "endpoints", multiple=True, default=("*",), metavar="PATTERN", help="Where.  [default: *]")
+@grant_options
 @_password_option
 @_file_options
 def add(

@@ -129,6 +129,20 @@ class LinkEnd:
         """Pass on what is queued, say why, and end."""
         raise NotImplementedError
 
+    def _watch_bounds(self, waiting: int) -> None:
+        """Count the bytes that wait in the outbox now, and tell the receiver where they pass a bound."""
+        if waiting != self._counted:  # with a peer that reads, both are 0 at the end of nearly every turn
+            self._links.count(waiting - self._counted)
+            self._counted = waiting
+        soft = self._limits.outbox_soft_bytes
+        if waiting <= soft // 2:
+            if self._congested:
+                self._congested = False
+                self._tell_congested(False)
+        elif waiting > soft and not self._congested:
+            self._congested = True
+            self._tell_congested(True)
+
     def _tell_congested(self, congested: bool) -> None:
         if self._state == OPEN:
             try:

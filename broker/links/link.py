@@ -352,7 +352,10 @@ class Link(LinkEnd):
             self._hand(pieces, taken)
             if self._pieces and not self.blocked:
                 self._writer.mark(self)
-        self._watch_bounds()
+        waiting = self.enqueued - self.flushed
+        if waiting <= self._limits.outbox_soft_bytes // 2:
+            self._hard_bytes = self._limits.outbox_hard_bytes
+        self._watch_bounds(waiting)
         if self._state == CLOSING and self.enqueued == self.flushed:
             self._drained()
 
@@ -373,21 +376,6 @@ class Link(LinkEnd):
             whole += 1
         del pieces[:whole]
         return taken
-
-    def _watch_bounds(self) -> None:
-        waiting = self.enqueued - self.flushed
-        if waiting != self._counted:  # with a peer that reads, both are 0 at the end of nearly every turn
-            self._links.count(waiting - self._counted)
-            self._counted = waiting
-        soft = self._limits.outbox_soft_bytes
-        if waiting <= soft // 2:
-            self._hard_bytes = self._limits.outbox_hard_bytes
-            if self._congested:
-                self._congested = False
-                self._tell_congested(False)
-        elif waiting > soft and not self._congested:
-            self._congested = True
-            self._tell_congested(True)
 
     def slow(self, reason: str) -> None:
         """Close as a slow consumer: what waits is dropped, all but the frame being written."""

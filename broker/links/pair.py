@@ -139,7 +139,7 @@ class PairLink(LinkEnd):
             return
         if outbox and room <= 0:
             self._mark()
-        self._watch_bounds()
+        self._watch_bounds(self.enqueued - self.flushed)
         if self._state == CLOSING:
             self._close_on()
 
@@ -153,20 +153,6 @@ class PairLink(LinkEnd):
             self._receiver.message(payload, binary)
         except Exception:
             self._receiver_failed()
-
-    def _watch_bounds(self) -> None:
-        waiting = self.enqueued - self.flushed
-        if waiting != self._counted:
-            self._links.count(waiting - self._counted)
-            self._counted = waiting
-        soft = self._limits.outbox_soft_bytes
-        if waiting <= soft // 2:
-            if self._congested:
-                self._congested = False
-                self._tell_congested(False)
-        elif waiting > soft and not self._congested:
-            self._congested = True
-            self._tell_congested(True)
 
     # ── the end ──
 

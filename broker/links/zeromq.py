@@ -367,23 +367,9 @@ class ZmqLink(LinkEnd):
             self.since = 0.0
         if self._state == GONE:
             return
-        self._watch_bounds()
+        self._watch_bounds(self.enqueued - self.flushed if self._outbox else 0)
         if self._state == CLOSING and not outbox:
             self.end(self._code, self._reason, broken=False)
-
-    def _watch_bounds(self) -> None:
-        waiting = self.enqueued - self.flushed if self._outbox else 0
-        if waiting != self._counted:
-            self._links.count(waiting - self._counted)
-            self._counted = waiting
-        soft = self._limits.outbox_soft_bytes
-        if waiting <= soft // 2:
-            if self._congested:
-                self._congested = False
-                self._tell_congested(False)
-        elif waiting > soft and not self._congested:
-            self._congested = True
-            self._tell_congested(True)
 
     # ── the end ──
 
