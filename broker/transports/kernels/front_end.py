@@ -48,6 +48,8 @@ HOLD_SHARE = 4
 """when this part of what may wait does, the kernel's worker is not read from, so that nothing has to be left out"""
 LOOK_S = 0.1
 """how often it is looked whether the front end goes on reading meanwhile; one that does not holds up nobody longer"""
+PATIENT_LOOKS = 5
+"""how many looks in a row may find that one which has read until now did not: where much runs, it may not have run"""
 READS_BYTES = 800 << 10
 """what it has to take within that: at 8 MB/s it keeps up with what a page can show"""
 
@@ -136,8 +138,8 @@ class FrontEnd:
 
     __slots__ = (
         "_absent", "_away", "_counted", "_dialect", "_engine", "_gone", "_held_at", "_hold_again_at", "_link", "_links",
-        "_looking", "_nudge", "_nudged", "_numbers", "_pace", "_pending", "_sent", "_session", "_settings", "_waiting",
-        "ended", "endpoint", "principal",
+        "_looking", "_nudge", "_nudged", "_numbers", "_pace", "_patience", "_pending", "_sent", "_session", "_settings",
+        "_waiting", "ended", "endpoint", "principal",
     )  # fmt: skip
 
     takes_binary = True
@@ -154,6 +156,7 @@ class FrontEnd:
         self._links = links
         self._settings = settings
         self._pace = pace
+        self._patience = PATIENT_LOOKS
         self._absent = absent
         self._session: Session | None = None
         self._link: Link | None = None
@@ -416,10 +419,15 @@ class FrontEnd:
     def _look(self, link: Link) -> None:
         """Go on holding the worker back only if the front end has read enough for that."""
         if link.flushed - self._held_at < READS_BYTES:
-            self._let_go()
-            self._hold_again_at = link.flushed + READS_BYTES
+            self._patience -= 1
         else:
             self._held_at = link.flushed
+            self._patience = PATIENT_LOOKS
+        if self._patience <= 0:
+            self._let_go()
+            self._hold_again_at = link.flushed + READS_BYTES
+            self._patience = 1
+        else:
             self._looking = self._engine.loop.call_later(LOOK_S, self._look, link)
 
     def _let_go(self) -> None:
