@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,19 @@ def run(name: str, *, short: bool) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    import uvloop
-
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     nats = _said("nats-server", "--version") or _said("/usr/sbin/nats-server", "--version")
     crossbar = _said(os.environ.get("CROSSBAR", "crossbar"), "version")
-    version = re.search(r"Crossbar\.io\s*:\s*(?:Crossbar\.io COMMUNITY )?([\d.]+)", crossbar)
+    found = re.search(r"Crossbar\.io\s*:\s*(?:Crossbar\.io COMMUNITY )?([\d.]+)", crossbar)
     return {
         "processor": model[1] if model else platform.processor(),
         "processors": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "uvloop": uvloop.__version__,
+        "uvloop": version("uvloop"),
         "core": core(),
         "nats": nats.rpartition(" ")[2].lstrip("v"),
-        "crossbar": version[1] if version else "",
+        "crossbar": found[1] if found else "",
         "peers": peers(),
     }
 

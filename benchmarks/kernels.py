@@ -27,7 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jupyter_client
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
 
 from benchmarks.processes import Daemon, cpu_s, daemon, end, peak_kib
 from benchmarks.sdk import TOKEN
@@ -45,7 +46,7 @@ def peak_mib(pid: int) -> float:
 
 def blocking(path: str) -> Any:
     """jupyter_client's own client at the kernel of a connection file."""
-    client = jupyter_client.BlockingKernelClient(connection_file=path)
+    client = BlockingKernelClient(connection_file=path)
     client.load_connection_file()
     client.start_channels()
     client.wait_for_ready(timeout=30)
@@ -124,7 +125,7 @@ async def printing(url: str, mb: int, pids: dict[str, int]) -> dict[str, Any]:
 
 def measure(broker: Daemon, folder: Path, arguments: argparse.Namespace) -> Any:
     url, environment = broker.url, broker.environment | {"BROKER_URL": broker.url, "BROKER_TOKEN": TOKEN}
-    manager = jupyter_client.KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
+    manager = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
     manager.start_kernel()
     started: list[subprocess.Popen[bytes]] = []
 
