@@ -61,7 +61,7 @@ def _asked(system: Subject, count: int) -> float:
 
 
 def system_calls(pid: int, requests: int, ask: Callable[[int], object]) -> dict[str, float]:
-    """`reads`, `writes`, all `calls` per request, of which `ask` makes so many; empty where strace is not or may not."""
+    """`reads`, `writes`, all `calls` per request, of which `ask` makes so many; empty where strace cannot attach."""
     found: Counter[str] = Counter()
     for count, times in ((SHORT + requests, 1), (SHORT, -1)):
         calls = _traced(pid, partial(ask, count))

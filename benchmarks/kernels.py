@@ -9,7 +9,8 @@ process more, and one that listens). Measured is the time from the request to th
 added to that of `direct`. `cpu` is the processor time per cell of broker, worker and `kernel connect`, in µs.
 
 Then the kernel prints `--mb` MB while one caller reads it and one listens to IOPub without reading: the peak resident
-memory of broker and worker before and after, in MiB. Goal: `request` adds at most 1 ms.
+memory of broker and worker before and after, in MiB. Goals: `request` adds at most 1 ms, `relay` two; the broker grows
+by at most 64 MiB. Exit code 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from broker import AsyncClient, Client
 
 ENDPOINT = "kernels.bench"
 GOAL_MS = 1.0
+GOAL_RELAY_MS = 2.0
+GOAL_GROWN_MIB = 64
 CELL = {"code": "1+1", "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
 
 
@@ -179,7 +182,8 @@ def main() -> int:
     else:
         for name, value in told.items():
             print(f"{name:>24} {value:>10}")
-    return int(told["request_adds_ms"] > GOAL_MS)
+    late = told["request_adds_ms"] > GOAL_MS or told["relay_adds_ms"] > GOAL_RELAY_MS
+    return int(late or told["broker_mib_peak"] - told["broker_mib_before"] > GOAL_GROWN_MIB)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.curves import CURVES
 from benchmarks.processes import ROOT
+from benchmarks.zeromq import MIXED, WAYS
 
 Known = dict[str, Any]
 LOADS = {
@@ -167,6 +168,60 @@ def secure(known: Known) -> str:
     return _table(["CPU µs", "this broker, TLS", "relay, TLS", "this broker", "relay", "÷ relay, TLS"], rows)
 
 
+def zeromq(known: Known) -> str:
+    """ZeroMQ beside a forwarder, and with WebSocket on one side."""
+    found = _figures(known, "zeromq")[0]
+    rows = []
+    for load, row in found["loads"].items():
+        ratio = _ratio(row["zeromq"], row["forwarder"], 1.5)
+        mixed = _ratio(max(row[way] for way in MIXED), (row["zeromq"] + row["websocket"]) / 2, 1.5)
+        us = {way: _number(row[way]) for way in WAYS}
+        rows.append([f"CPU µs, {LOADS.get(load, load)}", *us.values(), ratio, mixed])
+    counted = found["counts"]
+    for name, title in {"reads": "system calls that read, 1×1", "writes": "that write", "calls": "all"}.items():
+        if all(name in counted.get(way, {}) for way in WAYS):
+            rows.append([title, *(_number(counted[way][name]) for way in WAYS), "", ""])
+    ways = ["ZeroMQ", "forwarder", "WebSocket", "asked by WebSocket, answered by ZeroMQ", "the other way round"]
+    return _table(["per request", *ways, "ZeroMQ ÷ forwarder", "the dearer mixed ÷ mean"], rows)
+
+
+def kernels(known: Known) -> str:
+    """A cell through the broker, beside the kernel's own sockets."""
+    found = _figures(known, "kernels")[0]
+    ways = {"request": ("as a request", 1), "relay": ("through `kernel connect`", 2)}
+    rows = []
+    for way, (title, goal_ms) in ways.items():
+        took, direct, more = (found[name] for name in (f"{way}_ms", f"direct_beside_{way}_ms", f"{way}_adds_ms"))
+        cpu = [found.get(f"{way}_cpu_{process}_us") for process in ("broker", "worker", "connect")]
+        rows.append(
+            [title, _number(took), _number(direct), f"{_number(more)} (≤ {goal_ms})", *(_number(each) for each in cpu)]
+        )
+    return _table(
+        ["`1+1`", "ms", "kernel's own sockets, ms", "ms more", "CPU µs, broker", "worker", "`kernel connect`"], rows
+    )
+
+
+def front_ends(known: Known) -> str:
+    """A notebook front end, beside jupyter_server."""
+    found = _figures(known, "front_ends")[0]
+    version = found.get("jupyter_server_version", "")
+    rows = []
+    for row in found["display"]:
+        ours, theirs = row["broker"], row.get("jupyter_server")
+        share = f"{ours / theirs:.2f} (≥ 0.5)" if theirs else "–"
+        rows.append([f"displays of {row['kib']:,} KiB per s", _number(ours), _number(theirs), share])
+    ms = found["ms"]
+    rows.append(["`1+1` until idle, ms", _number(ms["broker"]), _number(ms.get("jupyter_server")), "1 ms more at most"])
+    stuck, printing = found["stuck"], _figures(known, "kernels")[0]
+    grown = {name: printing[f"{name}_mib_peak"] - printing[f"{name}_mib_before"] for name in ("broker", "worker")}
+    rows += [
+        ["a front end that does not read 120 MB costs the broker, MiB", _number(stuck["stuck_adds_mib"]), "", "≤ 64"],
+        [f"{printing['printed_mb']} MB printed at once cost the broker, MiB", _number(grown["broker"]), "", "≤ 64"],
+        ["and the kernel's worker, MiB", _number(grown["worker"]), "", ""],
+    ]
+    return _table(["", "this broker", f"jupyter_server {version}".strip(), "goal"], rows)
+
+
 def bulk(known: Known) -> str:
     """Large payloads beside a relay."""
     found = _figures(known, "bulk")[0]
@@ -270,6 +325,9 @@ TABLES: dict[str, Callable[[Known], str]] = {
         curves,
         payload,
         secure,
+        zeromq,
+        kernels,
+        front_ends,
         bulk,
         counts,
         pending,
