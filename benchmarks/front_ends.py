@@ -85,7 +85,7 @@ class Page:
         count, first, last = 0, 0.0, 0.0
         raw = self.socket.transport.get_extra_info("socket")
         while not (replied and idle):
-            # Acknowledged at once. Else what a server that leaves Nagle's algorithm on writes second waits 40 ms for it,
+            # Acknowledged at once. Else what a server writes second waits 40 ms for it if Nagle's algorithm is on,
             # as jupyter_server's does: 44 ms for `1+1` instead of 3.5 (2026-11-21).
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             frame = await self.socket.recv(decode=False)

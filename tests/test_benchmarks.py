@@ -80,7 +80,7 @@ def test_a_request_costs_six_system_calls_and_no_byte_too_many(pure: bool) -> No
     ("way", "messages", "calls"), [("zeromq", 6, 60), ("from websocket", 4, 36), ("to websocket", 4, 36)]
 )
 def test_a_request_by_zeromq_costs_no_more_system_calls_than_it_did(way: str, messages: int, calls: float) -> None:
-    """By ZeroMQ each of the two messages is read, wakes the broker, wakes libzmq's thread, is written: 3 reads, 3 writes.
+    """By ZeroMQ each of two messages is read, wakes the broker, wakes libzmq's thread, is written: 3 reads, 3 writes.
 
     55 and 33 calls in all on 2026-11-21; a forwarder by hand makes 65. The rest are libzmq's polls and `getpid`.
     """
