@@ -3,7 +3,7 @@
 Each part is a benchmark of its own, run as a command; its progress is shown, its figures are the lines of JSON that it
 prints. They are written to `OUT/performance/figures.json`, together with the machine, its load and the commit; from
 that file alone come the plots beside it and the tables of `OUT/performance.md`. With `--only`, the other parts stay as
-they were measured before. Peers are measured where they are installed. All of it takes about half an hour; `--short` a
+they were measured before. Peers are measured where they are installed. All of it takes about 40 minutes; `--short` a
 few minutes, for figures that are good for nothing but seeing that everything runs. Linux only.
 """
 

@@ -67,6 +67,12 @@ def _ratio(ours: float | None, theirs: float | None, goal: float | None = None) 
     return f"{ours / theirs:.2f}" + (f" (≤ {goal:g})" if goal else "")
 
 
+def _beside(known: Known, part: str) -> str:
+    """Which load a part was measured beside; waking takes as long as others let it."""
+    before, after = known["parts"][part]["load"]
+    return f"\n\nThe load average was {before:g} before and {after:g} after it, its own load included."
+
+
 def machine(known: Known) -> str:
     """What it was measured on, and when."""
     at, parts = known["machine"], known["parts"].values()
@@ -182,7 +188,8 @@ def zeromq(known: Known) -> str:
         if all(name in counted.get(way, {}) for way in WAYS):
             rows.append([title, *(_number(counted[way][name]) for way in WAYS), "", ""])
     ways = ["ZeroMQ", "forwarder", "WebSocket", "asked by WebSocket, answered by ZeroMQ", "the other way round"]
-    return _table(["per request", *ways, "ZeroMQ ÷ forwarder", "the dearer mixed ÷ mean"], rows)
+    table = _table(["per request", *ways, "ZeroMQ ÷ forwarder", "the dearer mixed ÷ mean"], rows)
+    return table + _beside(known, "zeromq")
 
 
 def kernels(known: Known) -> str:
@@ -196,9 +203,8 @@ def kernels(known: Known) -> str:
         rows.append(
             [title, _number(took), _number(direct), f"{_number(more)} (≤ {goal_ms})", *(_number(each) for each in cpu)]
         )
-    return _table(
-        ["`1+1`", "ms", "kernel's own sockets, ms", "ms more", "CPU µs, broker", "worker", "`kernel connect`"], rows
-    )
+    head = ["`1+1`", "ms", "kernel's own sockets, ms", "ms more", "CPU µs, broker", "worker", "`kernel connect`"]
+    return _table(head, rows) + _beside(known, "kernels")
 
 
 def front_ends(known: Known) -> str:
@@ -210,6 +216,10 @@ def front_ends(known: Known) -> str:
         ours, theirs = row["broker"], row.get("jupyter_server")
         share = f"{ours / theirs:.2f} (≥ 0.5)" if theirs else "–"
         rows.append([f"displays of {row['kib']:,} KiB per s", _number(ours), _number(theirs), share])
+        came = {name: min(row[f"{name}_came"]) for name in found["ms"]}
+        if min(came.values()) < row["sent"]:
+            cells = [f"{came[name]:,}" if name in came else "–" for name in ("broker", "jupyter_server")]
+            rows.append([f"of {row['sent']:,} of them came at the least", *cells, ""])
     ms = found["ms"]
     rows.append(["`1+1` until idle, ms", _number(ms["broker"]), _number(ms.get("jupyter_server")), "1 ms more at most"])
     stuck, printing = found["stuck"], _figures(known, "kernels")[0]
@@ -219,7 +229,8 @@ def front_ends(known: Known) -> str:
         [f"{printing['printed_mb']} MB printed at once cost the broker, MiB", _number(grown["broker"]), "", "≤ 64"],
         ["and the kernel's worker, MiB", _number(grown["worker"]), "", ""],
     ]
-    return _table(["", "this broker", f"jupyter_server {version}".strip(), "goal"], rows)
+    table = _table(["", "this broker", f"jupyter_server {version}".strip(), "goal"], rows)
+    return table + _beside(known, "front_ends")
 
 
 def bulk(known: Known) -> str:
