@@ -6,8 +6,8 @@ Broker, kernel worker, kernel and this client are processes of their own, as the
 in whose environment jupyter_server and ipykernel are (by default `JUPYTER_PYTHON`, or this one); without jupyter_server
 only the broker is measured. Repetitions are interleaved, the best counts. Exit code 1 if a goal is missed.
 
-* `display`: messages of display data, per second and in MB/s, from the first to the last, and how many of them came:
-  both leave some out if a front end does not read them as fast as the kernel shows them. Both servers speak the
+* `display`: messages of display data, per second and in MB/s, from the first to the last, and how many of them came.
+  Both servers speak the
   subprotocol v1, and jupyter_server's rate limit is off, or it would drop them. Goal: half as many as jupyter_server,
   as each goes over one process more.
 * `1+1`: milliseconds from the request until both its reply and the kernel's word that it is idle, median of 200.
@@ -279,8 +279,9 @@ def tell_figures(found: dict[str, Any]) -> None:
     for row in found["display"]:
         for name in found["ms"]:
             of = f", {row[name] / row['jupyter_server']:.2f} of it" if "jupyter_server" in row else ""
-            mb_per_s = row[name] * row["kib"] / 1000 * 1.024
-            print(f"display {row['kib']:5} KiB  {name:15} {row[name]:8}/s {mb_per_s:8.1f} MB/s{of}; of {row['sent']} came {row[f'{name}_came']}")
+            rate = f"{row[name]:8}/s {row[name] * row['kib'] * 1024 / 1e6:8.1f} MB/s"
+            came = ", ".join(map(str, row[f"{name}_came"]))
+            print(f"display {row['kib']:5} KiB  {name:15} {rate}{of}; of {row['sent']} came {came}")
     for name, took in found["ms"].items():
         print(f"1+1                {name:15} {took:8.2f} ms")
     stuck = found["stuck"]
