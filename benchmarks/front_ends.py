@@ -7,9 +7,8 @@ in whose environment jupyter_server and ipykernel are (by default `JUPYTER_PYTHO
 only the broker is measured. Repetitions are interleaved, the best counts. Exit code 1 if a goal is missed.
 
 * `display`: messages of display data, per second and in MB/s, from the first to the last, and how many of them came.
-  Both servers speak the
-  subprotocol v1, and jupyter_server's rate limit is off, or it would drop them. Goal: half as many as jupyter_server,
-  as each goes over one process more.
+  Both servers speak the subprotocol v1, and jupyter_server's rate limit is off, or it would drop them. Goal: half as
+  many per second as jupyter_server, as each goes over one process more.
 * `1+1`: milliseconds from the request until both its reply and the kernel's word that it is idle, median of 200.
   Goal: at most 1 ms more than jupyter_server.
 * `stuck`: by how many MiB more the broker's resident memory grows while the kernel prints 100 MB and displays 20 MB, if

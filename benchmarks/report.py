@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.curves import CURVES
 from benchmarks.processes import ROOT
-from benchmarks.zeromq import MIXED, WAYS
+from benchmarks.zeromq import GOAL_RATIO, MIXED, WAYS
 
 Known = dict[str, Any]
 LOADS = {
@@ -179,8 +179,8 @@ def zeromq(known: Known) -> str:
     found = _figures(known, "zeromq")[0]
     rows = []
     for load, row in found["loads"].items():
-        ratio = _ratio(row["zeromq"], row["forwarder"], 1.5)
-        mixed = _ratio(max(row[way] for way in MIXED), (row["zeromq"] + row["websocket"]) / 2, 1.5)
+        ratio = _ratio(row["zeromq"], row["forwarder"], GOAL_RATIO)
+        mixed = _ratio(max(row[way] for way in MIXED), (row["zeromq"] + row["websocket"]) / 2, GOAL_RATIO)
         us = {way: _number(row[way]) for way in WAYS}
         rows.append([f"CPU µs, {LOADS.get(load, load)}", *us.values(), ratio, mixed])
     counted = found["counts"]
