@@ -3,7 +3,7 @@
 Each part is a benchmark of its own, run as a command; its progress is shown, its figures are the lines of JSON that it
 prints. They are written to `OUT/performance/figures.json`, together with the machine, its load and the commit; from
 that file alone come the plots beside it and the tables of `OUT/performance.md`. With `--only`, the other parts stay as
-they were measured before. Peers are measured where they are installed. All of it takes about half an hour; `--short` a
+they were measured before. Peers are measured where they are installed. All of it takes about 40 minutes; `--short` a
 few minutes, for figures that are good for nothing but seeing that everything runs. Linux only.
 """
 
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ PARTS: dict[str, tuple[str, str]] = {  # command, and what makes it short
     "loads": ("loads --repeat 3", "--repeat 1 --seconds 0.3 --subjects ours,floor --loads 16x16,fan-out"),
     "curves": ("curves --repeat 2", "--repeat 1 --seconds 0.2 --most 100"),
     "secure": ("secure --repeat 3", "--repeat 1 --seconds 0.3 --loads 16x1"),
+    "zeromq": ("zeromq", "--repeat 1 --requests 100 --loads 16x1 --counts 50"),
+    "kernels": ("kernels --json", "--cells 10 --mb 3"),
+    "front_ends": ("front_ends --json", "--count 20 --repeat 1"),
     "bulk": ("bulk --repeat 3", "--repeat 1 --whole 1 --parts 10 --seconds 0.2"),
     "counts": ("counts", "--requests 100"),
     "counts_pure": ("counts --pure", "--requests 100"),
@@ -69,21 +73,19 @@ def run(name: str, *, short: bool) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    import uvloop
-
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     nats = _said("nats-server", "--version") or _said("/usr/sbin/nats-server", "--version")
     crossbar = _said(os.environ.get("CROSSBAR", "crossbar"), "version")
-    version = re.search(r"Crossbar\.io\s*:\s*(?:Crossbar\.io COMMUNITY )?([\d.]+)", crossbar)
+    found = re.search(r"Crossbar\.io\s*:\s*(?:Crossbar\.io COMMUNITY )?([\d.]+)", crossbar)
     return {
         "processor": model[1] if model else platform.processor(),
         "processors": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "uvloop": uvloop.__version__,
+        "uvloop": version("uvloop"),
         "core": core(),
         "nats": nats.rpartition(" ")[2].lstrip("v"),
-        "crossbar": version[1] if version else "",
+        "crossbar": found[1] if found else "",
         "peers": peers(),
     }
 

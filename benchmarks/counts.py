@@ -2,8 +2,8 @@
 
 `python -m benchmarks.counts [--requests 1000] [--pure]` prints one JSON object:
 
-    reads, writes      read(2) and write(2) calls per request, from /proc/PID/io
-    calls              system calls of any kind per request, where strace may attach (absent otherwise)
+    reads, writes      system calls per request that receive and send, read and write, where strace may attach (absent
+    calls              otherwise), and those of any kind
     bytes_out          bytes that the broker writes per request, as the generator receives them
     blocks, kib        memory blocks of Python, and KiB, that one request holds while it waits for its answer
     blocks_left        blocks still held when all have been answered: slots of deadlines, however many they were
@@ -27,6 +27,9 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path as File
 
 from benchmarks.path import PER_ROUND, Path
@@ -38,21 +41,17 @@ SHORT = 100
 WAITING_ROUNDS = 8
 CALLGRIND_ROUNDS = 4
 ATTACH_S = 10
+READS = ("read", "readv", "recvfrom", "recvmsg")
+WRITES = ("write", "writev", "sendto", "sendmsg")
 
 
 def wire_counts(requests: int, *, pure: bool = False) -> dict[str, float]:
     """System calls and bytes per request of a daemon with one caller and one worker."""
     with subject("pure" if pure else "ours") as system:
         _asked(system, SHORT)
-        short, long = _io(system, SHORT), _io(system, SHORT + requests)
-        counts: dict[str, float] = {
-            name: round((long[name] - short[name]) / requests, 3) for name in ("syscr", "syscw", "bytes")
-        }
-        calls = _traced(system, SHORT + requests), _traced(system, SHORT)
-    found = {"reads": counts["syscr"], "writes": counts["syscw"], "bytes_out": counts["bytes"]}
-    if calls[0] is not None and calls[1] is not None:
-        found["calls"] = round((calls[0] - calls[1]) / requests, 3)
-    return found
+        short, long = _asked(system, SHORT), _asked(system, SHORT + requests)
+        found = {"bytes_out": round((long - short) / requests, 3)}
+        return found | system_calls(system.pid, requests, lambda count: _asked(system, count))
 
 
 def _asked(system: Subject, count: int) -> float:
@@ -61,34 +60,37 @@ def _asked(system: Subject, count: int) -> float:
     return float(found["bytes_each"]) * count
 
 
-def _io(system: Subject, count: int) -> dict[str, float]:
-    def calls() -> dict[str, float]:
-        text = File(f"/proc/{system.pid}/io").read_text()
-        return {name: float(value) for name, value in re.findall(r"(\w+): (\d+)", text)}
+def system_calls(pid: int, requests: int, ask: Callable[[int], object]) -> dict[str, float]:
+    """`reads`, `writes`, all `calls` per request, of which `ask` makes so many; empty where strace cannot attach."""
+    found: Counter[str] = Counter()
+    for count, times in ((SHORT + requests, 1), (SHORT, -1)):
+        calls = _traced(pid, partial(ask, count))
+        if calls is None:
+            return {}
+        for name, number in calls.items():
+            found[name] += times * number
+    counts = {"reads": sum(found[name] for name in READS), "writes": sum(found[name] for name in WRITES)}
+    return {name: round(value / requests, 3) for name, value in (counts | {"calls": found.total()}).items()}
 
-    before = calls()
-    received = _asked(system, count)
-    after = calls()
-    return {"bytes": received, **{name: after[name] - before[name] for name in ("syscr", "syscw")}}
 
-
-def _traced(system: Subject, count: int) -> int | None:
-    """System calls of the daemon's threads while so many requests are made; None where strace is not or may not."""
+def _traced(pid: int, work: Callable[[], object]) -> dict[str, int] | None:
+    """System calls of a process's threads, by name, while work is done; None where strace is not or may not."""
     if shutil.which("strace") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        command = ["strace", "-f", "-c", "-o", f"{folder}/counts", "-p", str(system.pid)]
+        command = ["strace", "-f", "-c", "-o", f"{folder}/counts", "-p", str(pid)]
         tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert tracer.stderr is not None
         attached = "attached" in tracer.stderr.readline()
         if attached:
-            _asked(system, count)
+            work()
             tracer.send_signal(signal.SIGINT)
         tracer.communicate(timeout=ATTACH_S)
         if not attached:
             return None
-        total = re.search(r"^\s*100\.00\s+[\d.]+\s+\d+\s+(\d+)", File(folder, "counts").read_text(), re.MULTILINE)
-        return int(total[1]) if total else None
+        # share, seconds, microseconds per call, calls, errors if there were some, name
+        lines = re.findall(r"^ *[\d.]+ +[\d.]+ +\d+ +(\d+)(?: +\d+)? +(\w+)$", File(folder, "counts").read_text(), re.M)
+        return {name: int(calls) for calls, name in lines if name != "total"}
 
 
 async def _held(rounds: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ NAMES = {
     "ours": "this broker", "pure": "without its C", "nats": "nats-server", "crossbar": "Crossbar", "floor": "floor",
 }  # fmt: skip
 COLOURS = {"ours": "#0b6e4f", "pure": "#7fb69b", "nats": "#3b6fb6", "crossbar": "#b6533b", "floor": "#999999"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "broker",  # the same figures give the same file
     "svg.fonttype": "none",
     "font.size": 10,
@@ -42,7 +42,7 @@ BARS = ("1x1", "16x1", "16x16", "128x1", "128x16", "16KiB", "fan-out")
 def draw(known: dict[str, Any], folder: Path, kind: str = "svg") -> list[Path]:
     """Draw all for which there are figures; return the files."""
     parts = {name: part["figures"] for name, part in known["parts"].items()}
-    drawn = []
+    drawn: list[Path] = []
     with plt.rc_context(STYLE):
         for name, found in parts.get("curves", {}).items():
             with _plot(folder / f"{name}.{kind}", drawn) as axes:

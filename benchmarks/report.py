@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.curves import CURVES
 from benchmarks.processes import ROOT
+from benchmarks.zeromq import GOAL_RATIO, MIXED, WAYS
 
 Known = dict[str, Any]
 LOADS = {
@@ -64,6 +65,12 @@ def _ratio(ours: float | None, theirs: float | None, goal: float | None = None) 
     if ours is None or not theirs:
         return "–"
     return f"{ours / theirs:.2f}" + (f" (≤ {goal:g})" if goal else "")
+
+
+def _beside(known: Known, part: str) -> str:
+    """Which load a part was measured beside; waking takes as long as others let it."""
+    before, after = known["parts"][part]["load"]
+    return f"\n\nThe load average was {before:g} before and {after:g} after it, its own load included."
 
 
 def machine(known: Known) -> str:
@@ -165,6 +172,65 @@ def secure(known: Known) -> str:
             us = {name: found[load].get(name, {}).get("cpu_us") for name in names}
             rows.append([title, *(_number(us[name]) for name in names), _ratio(us["ours tls"], us["relay tls"])])
     return _table(["CPU µs", "this broker, TLS", "relay, TLS", "this broker", "relay", "÷ relay, TLS"], rows)
+
+
+def zeromq(known: Known) -> str:
+    """ZeroMQ beside a forwarder, and with WebSocket on one side."""
+    found = _figures(known, "zeromq")[0]
+    rows = []
+    for load, row in found["loads"].items():
+        ratio = _ratio(row["zeromq"], row["forwarder"], GOAL_RATIO)
+        mixed = _ratio(max(row[way] for way in MIXED), (row["zeromq"] + row["websocket"]) / 2, GOAL_RATIO)
+        us = {way: _number(row[way]) for way in WAYS}
+        rows.append([f"CPU µs, {LOADS.get(load, load)}", *us.values(), ratio, mixed])
+    counted = found["counts"]
+    for name, title in {"reads": "system calls that read, 1×1", "writes": "that write", "calls": "all"}.items():
+        if all(name in counted.get(way, {}) for way in WAYS):
+            rows.append([title, *(_number(counted[way][name]) for way in WAYS), "", ""])
+    ways = ["ZeroMQ", "forwarder", "WebSocket", "asked by WebSocket, answered by ZeroMQ", "the other way round"]
+    table = _table(["per request", *ways, "ZeroMQ ÷ forwarder", "the dearer mixed ÷ mean"], rows)
+    return table + _beside(known, "zeromq")
+
+
+def kernels(known: Known) -> str:
+    """A cell through the broker, beside the kernel's own sockets."""
+    found = _figures(known, "kernels")[0]
+    ways = {"request": ("as a request", 1), "relay": ("through `kernel connect`", 2)}
+    rows = []
+    for way, (title, goal_ms) in ways.items():
+        took, direct, more = (found[name] for name in (f"{way}_ms", f"direct_beside_{way}_ms", f"{way}_adds_ms"))
+        cpu = [found.get(f"{way}_cpu_{process}_us") for process in ("broker", "worker", "connect")]
+        rows.append(
+            [title, _number(took), _number(direct), f"{_number(more)} (≤ {goal_ms})", *(_number(each) for each in cpu)]
+        )
+    head = ["`1+1`", "ms", "kernel's own sockets, ms", "ms more", "CPU µs, broker", "worker", "`kernel connect`"]
+    return _table(head, rows) + _beside(known, "kernels")
+
+
+def front_ends(known: Known) -> str:
+    """A notebook front end, beside jupyter_server."""
+    found = _figures(known, "front_ends")[0]
+    version = found.get("jupyter_server_version", "")
+    rows = []
+    for row in found["display"]:
+        ours, theirs = row["broker"], row.get("jupyter_server")
+        share = f"{ours / theirs:.2f} (≥ 0.5)" if theirs else "–"
+        rows.append([f"displays of {row['kib']:,} KiB per s", _number(ours), _number(theirs), share])
+        came = {name: min(row[f"{name}_came"]) for name in found["ms"]}
+        if min(came.values()) < row["sent"]:
+            cells = [f"{came[name]:,}" if name in came else "–" for name in ("broker", "jupyter_server")]
+            rows.append([f"of {row['sent']:,} of them came at the least", *cells, ""])
+    ms = found["ms"]
+    rows.append(["`1+1` until idle, ms", _number(ms["broker"]), _number(ms.get("jupyter_server")), "1 ms more at most"])
+    stuck, printing = found["stuck"], _figures(known, "kernels")[0]
+    grown = {name: printing[f"{name}_mib_peak"] - printing[f"{name}_mib_before"] for name in ("broker", "worker")}
+    rows += [
+        ["a front end that does not read 120 MB costs the broker, MiB", _number(stuck["stuck_adds_mib"]), "", "≤ 64"],
+        [f"{printing['printed_mb']} MB printed at once cost the broker, MiB", _number(grown["broker"]), "", "≤ 64"],
+        ["and the kernel's worker, MiB", _number(grown["worker"]), "", ""],
+    ]
+    table = _table(["", "this broker", f"jupyter_server {version}".strip(), "goal"], rows)
+    return table + _beside(known, "front_ends")
 
 
 def bulk(known: Known) -> str:
@@ -270,6 +336,9 @@ TABLES: dict[str, Callable[[Known], str]] = {
         curves,
         payload,
         secure,
+        zeromq,
+        kernels,
+        front_ends,
         bulk,
         counts,
         pending,
