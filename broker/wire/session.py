@@ -45,6 +45,11 @@ class Message:
         for name, value in self.__dict__.items():
             yield name, dict(value) if isinstance(value, Message) else value
 
+    @property
+    def keys(self) -> Any:
+        """None: `dict` would call it. A member of that name is `message["keys"]`."""
+        raise AttributeError("keys")
+
     def __contains__(self, name: object) -> bool:
         return name in self.__dict__
 

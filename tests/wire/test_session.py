@@ -278,6 +278,8 @@ def test_a_message_has_attributes() -> None:
         _ = made.nothing
     with pytest.raises(KeyError):
         _ = made["nothing"]
+    assert dict(Message({"keys": 1})) == {"keys": 1}
+    assert Message({"keys": 1})["keys"] == 1
     own = session()
     assert own.deserialize(signed(own.serialize(made)))["content"] == {"code": "1+1"}
 
