@@ -40,7 +40,7 @@ TOO_MANY = 4429
 READING_S = 1.0
 _LINKS_PER_SLICE = 128
 _ALONE_TURNS, _AT_ONCE_READS = 8, 64
-"""after so many turns with one read each, so many reads are followed by their writes; then one more turn is looked at"""
+"""after so many turns with one read each, so many reads are followed by their writes; then one turn is looked at again"""
 _PING_FRAME = frame_header(PING, 0)
 
 
@@ -60,7 +60,7 @@ class Writer:
     the next turn, after the loop has looked at its other work.
 
     Where turns have one read each there is nothing to gather: then what a read leads to is written right behind it,
-    which saves the loop a callback, and a request at 1x1 4 of 76 µs. Now and then it is looked whether that is still so.
+    which saves the loop a callback, and a request at 1x1 4 of 76 µs. Now and then it is looked whether it still is so.
     """
 
     __slots__ = ("_alone", "_at_once", "_counters", "_dirty", "_flush_link", "_loop", "_reads", "_scheduled")
@@ -82,7 +82,7 @@ class Writer:
         self._at_once = 0  # reads behind which is still written right away
 
     def begin_read(self) -> bool:
-        """Something came. Whether what it leads to is to be written right behind it, by `end_read`, which is due then."""
+        """Something came. Whether what it leads to is written right behind it, by `end_read`, which is due then."""
         if self._scheduled or not self._at_once:
             self._reads += 1
             return False
