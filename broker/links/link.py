@@ -40,7 +40,7 @@ TOO_MANY = 4429
 READING_S = 1.0
 _LINKS_PER_SLICE = 128
 _ALONE_TURNS, _AT_ONCE_READS = 8, 64
-"""after so many turns with one read each, so many reads are followed by their writes; then one turn is looked at again"""
+"""after so many turns with one read each, so many reads are followed by their writes, and one turn is looked at"""
 _PING_FRAME = frame_header(PING, 0)
 
 
