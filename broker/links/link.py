@@ -104,8 +104,9 @@ class Writer:
                 self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._alone = self._alone + 1 if self._reads == 1 else 0
-        self._reads = 0
+        if self._reads:  # none: what is written came of a timer, say
+            self._alone = self._alone + 1 if self._reads == 1 else 0
+            self._reads = 0
         if self._alone >= _ALONE_TURNS:
             self._at_once = _AT_ONCE_READS
         self._write()
