@@ -39,8 +39,6 @@ TOO_MANY = 4429
 
 READING_S = 1.0
 _LINKS_PER_SLICE = 128
-_ALONE_TURNS, _AT_ONCE_READS = 8, 64
-"""after so many turns with one read each, so many reads are followed by their writes, and one turn is looked at"""
 _PING_FRAME = frame_header(PING, 0)
 
 
@@ -58,12 +56,9 @@ class Writer:
 
     A turn writes at most `LinkLimits.write_turn_bytes` per link and looks at 128 links; the rest follows in
     the next turn, after the loop has looked at its other work.
-
-    Where turns have one read each there is nothing to gather: then what a read leads to is written right behind it,
-    which saves the loop a callback, and a request at 1x1 4 of 76 µs. Now and then it is looked whether it still is so.
     """
 
-    __slots__ = ("_alone", "_at_once", "_counters", "_dirty", "_flush_link", "_loop", "_reads", "_scheduled")
+    __slots__ = ("_counters", "_dirty", "_flush_link", "_loop", "_scheduled")
 
     def __init__(
         self,
@@ -77,22 +72,6 @@ class Writer:
         self._flush_link = flush_link
         self._dirty: list[Flushed] = []
         self._scheduled = False
-        self._reads = 0  # since the last turn that wrote
-        self._alone = 0  # turns in a row that had one
-        self._at_once = 0  # reads behind which is still written right away
-
-    def begin_read(self) -> bool:
-        """Something came. Whether what it leads to is written right behind it, by `end_read`, which is due then."""
-        if self._scheduled or not self._at_once:
-            self._reads += 1
-            return False
-        self._at_once -= 1
-        self._scheduled = True
-        return True
-
-    def end_read(self) -> None:
-        """It is handled."""
-        self._write()
 
     def mark(self, link: Flushed) -> None:
         """Have a link flushed at the end of this loop turn."""
@@ -104,14 +83,6 @@ class Writer:
                 self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        if self._reads:  # none: what is written came of a timer, say
-            self._alone = self._alone + 1 if self._reads == 1 else 0
-            self._reads = 0
-        if self._alone >= _ALONE_TURNS:
-            self._at_once = _AT_ONCE_READS
-        self._write()
-
-    def _write(self) -> None:
         links, self._dirty = self._dirty, []
         if len(links) > _LINKS_PER_SLICE:
             self._dirty = links[_LINKS_PER_SLICE:]

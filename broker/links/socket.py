@@ -75,17 +75,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         return links.receive_buffer[size : size + WHOLE_RECEIVE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parse what came, and write what that leads to, if nothing else comes at this time."""
-        writer = self._writer
-        if not writer.begin_read():
-            self._read(nbytes)
-            return
-        try:
-            self._read(nbytes)
-        finally:
-            writer.end_read()
-
-    def _read(self, nbytes: int) -> None:
+        """Parse what came."""
         links, size = self._links, self._rest_size
         if self.reader is None or not self._begun or self._no_more or len(self._parser.rest) != size:
             self._feed(bytes(links.receive_buffer[size : size + nbytes]))
