@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from broker.links.compiled import PURE
+from broker.engine.compiled import PURE
 
 CALLERS, WORKERS, FLIGHT = 16, 4, 16
 PER_ROUND = CALLERS * FLIGHT

@@ -26,8 +26,9 @@ from broker.core.ids import SessionId
 from broker.core.messages import Broadcast
 from broker.core.router import Router
 from broker.core.sessions import Session
+from broker.engine import compiled
 from broker.wire.jsonrpc import TEXT_FRAME
-from broker.wire.native import spread
+from broker.wire.native import match_for, spread
 
 log = logging.getLogger("broker")
 
@@ -65,6 +66,8 @@ class Engine:
             TakeOver: self._take_over,
         }
         self._stopped = False
+        if compiled.wanted():
+            match_for(router)
 
     def moment(self, wall_s: float | None) -> float | None:
         """A moment of the wall clock (Unix seconds) on the loop's clock; None stays None."""

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from broker.core.budget import Budget
-from broker.links.compiled import PURE
+from broker.engine import compiled
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness
@@ -75,7 +75,7 @@ class LoopLinks:
         self.receive_room = self.receive_buffer[:RECEIVE_BYTES]
         self.whole_receive_room = self.receive_buffer[:WHOLE_RECEIVE_BYTES]
         self.unmask = fastest_unmask()
-        self.native = Reader is not None and not os.environ.get(PURE)  # whether links read and write in C
+        self.native = Reader is not None and compiled.wanted()  # whether links read and write in C
         self.writer = Writer(self.loop, self.counters, native.flush) if self.native else Writer(self.loop)
         self._masks = b""
         self._gone = asyncio.Event()

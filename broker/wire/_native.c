@@ -13,10 +13,7 @@
    after their exact type has been seen. Everything here runs under the GIL of the main interpreter: a free-threaded
    Python turns its GIL on when it imports this module, an interpreter with a GIL of its own refuses to import it. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "_native.h"
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -277,55 +274,22 @@ static void unmask(unsigned char *to, Text from, Py_ssize_t size, Text mask)
 
 /* ------------------------------------------------------------------ what is known of Python's objects */
 
-static PyTypeObject *asked_type, *answered_type, *body_type, *call_type, *end_type, *attempt_type, *request_type,
-    *options_type, *reply_meta_type, *outbox_type, *marks_type, *socket_type, *limits_type, *session_type, *peer_type;
-static PyObject *ended_ok;
+PyTypeObject *asked_type, *answered_type, *body_type, *call_type, *end_type, *attempt_type, *request_type, *options_type,
+    *session_type;
+PyObject *ended_ok;
+Py_ssize_t body_raw, body_attachments, attempt_id, attempt_request, attempt_mark, request_options, options_timeout,
+    options_meta, options_idempotent, options_key, options_idle, session_link;
+
+static PyTypeObject *reply_meta_type, *outbox_type, *marks_type, *socket_type, *limits_type, *peer_type;
 
 /* Where the slots are; the names of the fields beside them, in `know` and `know_outbox`. */
-static Py_ssize_t body_raw, body_attachments, call_attempt, call_endpoint, call_method, call_body, call_left, end_wire_id,
-    end_outcome, end_body, end_meta, attempt_id, attempt_request, attempt_mark, request_options, options_timeout,
-    options_meta, options_idempotent, options_key, options_trace, options_progress, options_idle, options_stream_in,
-    options_stream_out, meta_worker, meta_attempts, meta_elapsed, meta_retryable, meta_trace, meta_timing, meta_repeated,
-    outbox_state, outbox_enqueued, outbox_flushed, outbox_hard, outbox_congested, outbox_pieces, outbox_dirty,
-    outbox_counted, outbox_limits, limits_hard, socket_blocked, socket_fd, socket_transport, socket_turn, marks_dirty,
-    marks_scheduled, session_link, peer_writer;
+static Py_ssize_t call_attempt, call_endpoint, call_method, call_body, call_left, end_wire_id, end_outcome, end_body, end_meta,
+    options_trace, options_progress, options_stream_in, options_stream_out, meta_worker, meta_attempts, meta_elapsed,
+    meta_retryable, meta_trace, meta_timing, meta_repeated, outbox_state, outbox_enqueued, outbox_flushed, outbox_hard,
+    outbox_congested, outbox_pieces, outbox_dirty, outbox_counted, outbox_limits, limits_hard, socket_blocked, socket_fd,
+    socket_transport, socket_turn, marks_dirty, marks_scheduled, peer_writer, peer_held, peer_batched, peer_feeding;
 
-typedef struct {
-    PyTypeObject **type;
-    const char *name;
-    Py_ssize_t *offset;
-} Slot;
-
-/* What stands in a slot, borrowed; NULL if nothing does. */
-static inline PyObject *at(PyObject *object, Py_ssize_t offset)
-{
-    return *(PyObject **)((char *)object + offset);
-}
-
-static inline void put(PyObject *object, Py_ssize_t offset, PyObject *value)
-{
-    PyObject **slot = (PyObject **)((char *)object + offset), *before = *slot;
-    *slot = Py_NewRef(value);
-    Py_XDECREF(before);
-}
-
-static inline int is(PyObject *object, PyTypeObject *type)
-{
-    return object != NULL && Py_TYPE(object) == type;
-}
-
-/* A number that stands in a slot; -1 if none does, or one that is below 0 or above what fits. Sets no error. */
-static inline Py_ssize_t count_at(PyObject *object, Py_ssize_t offset)
-{
-    PyObject *number = at(object, offset);
-    if (number == NULL || !PyLong_CheckExact(number))
-        return -1;
-    int overflow;
-    long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
-    return overflow || value < 0 || value > PY_SSIZE_T_MAX / 4 ? -1 : (Py_ssize_t)value;
-}
-
-static int find_slots(const Slot *slots, size_t count)
+int find_slots(const Slot *slots, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         PyObject *found = PyObject_GetAttrString((PyObject *)*slots[i].type, slots[i].name);
@@ -1017,7 +981,7 @@ static int body_text(PyObject *body, Py_buffer *view)
 }
 
 /* What `meta` of a call says: its number in the session, what is left of its time, whether parts are wanted. */
-static int add_call_meta(Pieces *pieces, PyObject *call, PyObject *attempt, unsigned long long n, int tells)
+static int add_call_meta(Pieces *pieces, PyObject *attempt, double left_s, unsigned long long n, int tells)
 {
     if (!n && !tells)
         return 1;
@@ -1027,16 +991,16 @@ static int add_call_meta(Pieces *pieces, PyObject *call, PyObject *attempt, unsi
         add_number(pieces, n);
     }
     if (tells) {
-        PyObject *request = at(attempt, attempt_request), *left = at(call, call_left), *options;
-        if (!is(request, request_type) || !is(options = at(request, request_options), options_type) || left == NULL
-            || !PyFloat_CheckExact(left) || at(options, options_trace) != Py_None
+        PyObject *request = at(attempt, attempt_request), *options;
+        if (!is(request, request_type) || !is(options = at(request, request_options), options_type)
+            || at(options, options_trace) != Py_None
             || at(options, options_idempotent) != Py_False || at(options, options_progress) != Py_None
             || at(options, options_idle) != Py_None || at(options, options_stream_out) != Py_False)
             return 0;
         if (n)
             ADD_TEXT(pieces, ",");
         ADD_TEXT(pieces, "\"timeout\":");
-        if (!add_float(pieces, PyFloat_AS_DOUBLE(left), 'f', 3))
+        if (!add_float(pieces, left_s, 'f', 3))
             return 0;
         if (at(options, options_stream_in) == Py_True)
             ADD_TEXT(pieces, ",\"stream\":\"in\"");
@@ -1045,16 +1009,22 @@ static int add_call_meta(Pieces *pieces, PyObject *call, PyObject *attempt, unsi
     return 1;
 }
 
+/* What a call says. */
+typedef struct {
+    PyObject *attempt, *endpoint, *method, *body;
+    double left_s;
+} Called;
+
 /* The frame of a plain call; nothing, without an error, if it is not plain. */
-static void call_frame(Writer *self, PyObject *call, unsigned long long n, Made *made)
+static void call_frame(Writer *self, const Called *call, unsigned long long n, Made *made)
 {
-    PyObject *attempt = at(call, call_attempt), *method = at(call, call_method), *endpoint = at(call, call_endpoint);
+    PyObject *attempt = call->attempt, *method = call->method, *endpoint = call->endpoint;
     Py_buffer raw;
     if (!is(attempt, attempt_type) || method == NULL || !PyUnicode_CheckExact(method) || !PyUnicode_IS_COMPACT_ASCII(method)
         || endpoint == NULL || !PyUnicode_CheckExact(endpoint) || !PyUnicode_IS_COMPACT_ASCII(endpoint))
         return;
     Py_ssize_t id = count_at(attempt, attempt_id);
-    if (id < 0 || !body_text(at(call, call_body), &raw))
+    if (id < 0 || !body_text(call->body, &raw))
         return;
     Pieces pieces = {.count = 0};
     add(&pieces, PyBytes_AS_STRING(self->prefix), PyBytes_GET_SIZE(self->prefix));
@@ -1068,7 +1038,7 @@ static void call_frame(Writer *self, PyObject *call, unsigned long long n, Made 
     ADD_TEXT(&pieces, "\",\"params\":");
     pieces.body = pieces.count;
     add(&pieces, raw.buf, raw.len);
-    if (add_call_meta(&pieces, call, attempt, n, self->meta)) {
+    if (add_call_meta(&pieces, attempt, call->left_s, n, self->meta)) {
         ADD_TEXT(&pieces, "}");
         frame_of(&pieces, raw.obj, made);
     }
@@ -1114,12 +1084,10 @@ static int add_end_meta(Pieces *pieces, PyObject *meta, unsigned long long n)
 }
 
 /* The frame of a plain result; nothing, without an error, if it is not plain. */
-static void end_frame(PyObject *end, unsigned long long n, Made *made)
+static void end_frame(PyObject *wire_id, PyObject *body, PyObject *meta, unsigned long long n, Made *made)
 {
-    PyObject *wire_id = at(end, end_wire_id), *meta = at(end, end_meta);
     Py_buffer raw;
-    if (wire_id == NULL || !PyBytes_CheckExact(wire_id) || meta == NULL || at(end, end_outcome) != ended_ok
-        || !body_text(at(end, end_body), &raw))
+    if (wire_id == NULL || !PyBytes_CheckExact(wire_id) || meta == NULL || !body_text(body, &raw))
         return;
     Pieces pieces = {.count = 0};
     ADD_TEXT(&pieces, "{\"jsonrpc\":\"2.0\",\"id\":");
@@ -1180,6 +1148,46 @@ static int push(Writer *self, Made *made, Py_ssize_t enqueued, Py_ssize_t flushe
     return mark_dirty(self) < 0 ? -1 : 1;
 }
 
+/* How much has been put into an outbox that is open, and how much of it is gone; 0 if it is not, or they are no numbers. */
+static int books_of(const Writer *self, Py_ssize_t *enqueued, Py_ssize_t *flushed)
+{
+    PyObject *outbox = self->outbox;
+    if (outbox == NULL || count_at(outbox, outbox_state) != 0)
+        return 0;
+    *enqueued = count_at(outbox, outbox_enqueued);
+    *flushed = count_at(outbox, outbox_flushed);
+    return *enqueued >= 0 && *flushed >= 0;
+}
+
+/* Put what was made into the outbox; 0 if nothing was, or that has to look closer, -1 with an error. */
+static int queue(Writer *self, Made *made, Py_ssize_t enqueued, Py_ssize_t flushed, PyObject *attempt)
+{
+    int pushed = made->count ? push(self, made, enqueued, flushed, attempt) : 0;
+    drop(made);
+    return pushed >= 0 && PyErr_Occurred() ? -1 : pushed;
+}
+
+static int queue_call(Writer *self, const Called *call, unsigned long long n)
+{
+    Py_ssize_t enqueued, flushed;
+    Made made = {.count = 0};
+    if (!books_of(self, &enqueued, &flushed) || at(self->outbox, outbox_congested) != Py_False
+        || enqueued - flushed > self->soft)
+        return 0; /* it may have to be held */
+    call_frame(self, call, n, &made);
+    return queue(self, &made, enqueued, flushed, call->attempt);
+}
+
+static int queue_result(Writer *self, PyObject *wire_id, PyObject *body, PyObject *meta, unsigned long long n)
+{
+    Py_ssize_t enqueued, flushed;
+    Made made = {.count = 0};
+    if (!books_of(self, &enqueued, &flushed))
+        return 0;
+    end_frame(wire_id, body, meta, n, &made);
+    return queue(self, &made, enqueued, flushed, NULL);
+}
+
 /* write(message, n=0) -> bool: queue a plain call or result, numbered if n is not 0; False if that is left to Python. */
 static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -1190,25 +1198,17 @@ static PyObject *Writer_write(Writer *self, PyObject *const *args, Py_ssize_t co
     unsigned long long n = count == 2 ? PyLong_AsUnsignedLongLong(args[1]) : 0;
     if (n == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    PyObject *message = args[0], *outbox = self->outbox, *attempt = NULL;
-    Made made = {.count = 0};
-    if (outbox == NULL || count_at(outbox, outbox_state) != 0)
-        Py_RETURN_FALSE;
-    Py_ssize_t enqueued = count_at(outbox, outbox_enqueued), flushed = count_at(outbox, outbox_flushed);
-    if (enqueued < 0 || flushed < 0)
-        Py_RETURN_FALSE;
-    if (Py_TYPE(message) == call_type) {
-        if (at(outbox, outbox_congested) == Py_False && enqueued - flushed <= self->soft)
-            call_frame(self, message, n, &made);
-        attempt = at(message, call_attempt);
-    } else if (Py_TYPE(message) == end_type) {
-        end_frame(message, n, &made);
+    PyObject *message = args[0], *left;
+    int queued = 0;
+    if (Py_TYPE(message) == call_type && (left = at(message, call_left)) != NULL && PyFloat_CheckExact(left)) {
+        Called call = {.attempt = at(message, call_attempt), .endpoint = at(message, call_endpoint),
+                       .method = at(message, call_method), .body = at(message, call_body),
+                       .left_s = PyFloat_AS_DOUBLE(left)};
+        queued = queue_call(self, &call, n);
+    } else if (Py_TYPE(message) == end_type && at(message, end_outcome) == ended_ok) {
+        queued = queue_result(self, at(message, end_wire_id), at(message, end_body), at(message, end_meta), n);
     }
-    int pushed = made.count ? push(self, &made, enqueued, flushed, attempt) : 0;
-    drop(&made);
-    if (pushed < 0 || PyErr_Occurred())
-        return NULL;
-    return PyBool_FromLong(pushed);
+    return queued < 0 ? NULL : PyBool_FromLong(queued);
 }
 
 static PyMethodDef Writer_methods[] = {
@@ -1230,9 +1230,7 @@ static PyTypeObject WriterType = {
     .tp_methods = Writer_methods,
 };
 
-/* ------------------------------------------------------------------ spread */
-
-#define SHARED_MAX 16394       /* bytes of a frame that stands in one piece: Link.send_frame */
+/* ------------------------------------------------------------------ by session */
 
 /* What writes to a session's link in C, borrowed; NULL if nothing does, or what is between them looks at each message. */
 static Writer *writer_of(PyObject *session)
@@ -1242,12 +1240,48 @@ static Writer *writer_of(PyObject *session)
     return is(writer, &WriterType) ? (Writer *)writer : NULL;
 }
 
+/* The same for what the engine has a peer deliver: NULL too where messages may be held, or gathered in a batch. */
+static Writer *free_writer_of(PyObject *session)
+{
+    Writer *writer = writer_of(session);
+    if (writer == NULL)
+        return NULL;
+    PyObject *peer = at(session, session_link), *held = at(peer, peer_held), *batched = at(peer, peer_batched);
+    int empty = held != NULL && PyDict_Check(held) && PyDict_GET_SIZE(held) == 0 && at(peer, peer_feeding) == Py_None
+                && (batched == Py_None || (batched != NULL && PyDict_CheckExact(batched) && PyDict_GET_SIZE(batched) == 0));
+    return empty ? writer : NULL;
+}
+
+int deliver_call(PyObject *session, PyObject *attempt, PyObject *endpoint, PyObject *method, PyObject *body, double left_s)
+{
+    Writer *writer = free_writer_of(session);
+    if (writer == NULL)
+        return 0;
+    Called call = {.attempt = attempt, .endpoint = endpoint, .method = method, .body = body, .left_s = left_s};
+    Py_INCREF(writer);
+    int queued = queue_call(writer, &call, 0);
+    Py_DECREF(writer);
+    return queued;
+}
+
+int deliver_result(PyObject *session, PyObject *wire_id, PyObject *body, PyObject *meta)
+{
+    Writer *writer = free_writer_of(session);
+    if (writer == NULL)
+        return 0;
+    Py_INCREF(writer);
+    int queued = queue_result(writer, wire_id, body, meta, 0);
+    Py_DECREF(writer);
+    return queued;
+}
+
+#define SHARED_MAX 16394       /* bytes of a frame that stands in one piece: Link.send_frame */
+
 /* Queue the frame of a broadcast as Link.send_frame does; 0 if that has to look closer, -1 with an error. */
 static int share(Writer *self, PyObject *frame)
 {
-    PyObject *outbox = self->outbox;
-    Py_ssize_t enqueued = count_at(outbox, outbox_enqueued), flushed = count_at(outbox, outbox_flushed);
-    if (count_at(outbox, outbox_state) != 0 || enqueued < 0 || flushed < 0 || enqueued - flushed > self->soft)
+    Py_ssize_t enqueued, flushed;
+    if (!books_of(self, &enqueued, &flushed) || enqueued - flushed > self->soft)
         return 0;
     Made made = {.parts = {frame}, .count = 1, .size = PyBytes_GET_SIZE(frame)};
     return push(self, &made, enqueued, flushed, NULL);
@@ -1266,7 +1300,7 @@ static PyObject *spread(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
         PyObject *session = PyTuple_GET_ITEM(sessions, i);
         Writer *writer = plain ? writer_of(session) : NULL;
         int shared = 0;
-        if (writer != NULL && writer->outbox != NULL) {
+        if (writer != NULL) {
             Py_INCREF(writer);
             shared = share(writer, frame);
             Py_DECREF(writer);
@@ -1434,7 +1468,10 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *const *args,
 static PyObject *know_peer(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     static PyTypeObject *session, *peer;
-    static const Slot slots[] = {{&session, "link", &session_link}, {&peer, "_writer", &peer_writer}};
+    static const Slot slots[] = {
+        {&session, "link", &session_link}, {&peer, "_writer", &peer_writer}, {&peer, "_held", &peer_held},
+        {&peer, "_batched", &peer_batched}, {&peer, "_feeding", &peer_feeding},
+    };
     if (count != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
         PyErr_SetString(PyExc_TypeError, "know_peer takes two types");
         return NULL;
@@ -1482,6 +1519,8 @@ static PyMethodDef functions[] = {
      "before the first."},
     {"know_peer", (PyCFunction)(void (*)(void))know_peer, METH_FASTCALL,
      "know_peer(Session, WebSocketPeer)\n--\n\nThe types of the sessions and peers that `spread` passes by; once."},
+    {"know_core", (PyCFunction)(void (*)(void))know_core, METH_FASTCALL,
+     "know_core(types, levels_max, small_bytes)\n--\n\nThe types of the router's tables, for Matcher; once."},
     {"spread", (PyCFunction)(void (*)(void))spread, METH_FASTCALL,
      "spread(frame, sessions)\n--\n\nQueue a broadcast where that is plain; the sessions that are left."},
     {NULL, NULL, 0, NULL},
@@ -1497,13 +1536,14 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    if (PyType_Ready(&ReaderType) < 0 || PyType_Ready(&WriterType) < 0)
+    if (PyType_Ready(&ReaderType) < 0 || PyType_Ready(&WriterType) < 0 || PyType_Ready(&MatcherType) < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);
     if (made == NULL)
         return NULL;
     if (PyModule_AddObjectRef(made, "Reader", (PyObject *)&ReaderType) < 0
-        || PyModule_AddObjectRef(made, "Writer", (PyObject *)&WriterType) < 0) {
+        || PyModule_AddObjectRef(made, "Writer", (PyObject *)&WriterType) < 0
+        || PyModule_AddObjectRef(made, "Matcher", (PyObject *)&MatcherType) < 0) {
         Py_DECREF(made);
         return NULL;
     }

@@ -1,5 +1,6 @@
 """The hot path of the wire in C; see `native`."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 class Marks(Protocol):
@@ -26,6 +27,23 @@ class Writer:
     ) -> None: ...
     def write(self, message: object, n: int = 0) -> bool: ...
 
+class Matcher:
+    """Takes plain requests through the tables of one router."""
+
+    def __init__(
+        self,
+        requests: object,
+        asked: Callable[[Any, float], None],
+        answered: Callable[[Any, float], None],
+        assigned: object,
+        ended: object,
+        done: object,
+        caller: int,
+        ok: str,
+    ) -> None: ...
+    def asked(self, event: object, now: float) -> None: ...
+    def answered(self, event: object, now: float) -> None: ...
+
 def know(
     asked: type,
     answered: type,
@@ -38,6 +56,7 @@ def know(
     reply_meta: type,
     ended_ok: object,
 ) -> None: ...
+def know_core(types: tuple[type, ...], levels_max: int, small_bytes: int) -> None: ...
 def know_outbox(link: type, writer: type) -> None: ...
 def know_peer(session: type, peer: type) -> None: ...
 def know_socket(socket_link: type, limits: type) -> None: ...

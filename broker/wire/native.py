@@ -1,23 +1,57 @@
-"""The wire's hot path in C, where it was built: plain frames to events, plain messages to frames.
+"""The wire's hot path in C, where it was built: plain frames to events, plain messages to frames, plain requests through
+the router's tables.
 
-All of them are None where there is no compiled module. `Reader` and `Writer` take over only what is common and right;
-whatever else comes goes by `frames` and `jsonrpc` as if they were not there. `spread` queues a broadcast for many
-sessions, `flush` writes what has gathered on a socket's link. A request with its reply costs 4.3 µs between the
-bytes read and the bytes written, without them 11.2.
+All of them are None where there is no compiled module. `Reader`, `Writer` and `Matcher` take over only what is common
+and right; whatever else comes goes by `frames`, `jsonrpc` and `core.requests` as if they were not there. `spread` queues
+a broadcast for many sessions, `flush` writes what has gathered on a socket's link.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from broker.core.access import Role
+from broker.core.budget import SMALL_BYTES, Budget
+from broker.core.counters import Counters
+from broker.core.deadlines import Deadlines
+from broker.core.dispatch import LEVELS_MAX, LeastPending
 from broker.core.errors import ENDED_OK
-from broker.core.events import Answered, Asked
+from broker.core.events import Answered, Asked, Deliver
 from broker.core.messages import Body, Call, End, Options, ReplyMeta
-from broker.core.pending import Attempt, Request
+from broker.core.pending import ASSIGNED, DONE, ENDED, Attempt, Pending, Request
+from broker.core.queue import Queue
+from broker.core.registry import Endpoint, Registration
+from broker.core.sessions import Session
+from broker.core.state import State
+
+if TYPE_CHECKING:
+    from broker.core.router import Router
 
 try:
-    from broker.wire._native import Reader, Writer, flush, know, know_outbox, know_peer, know_socket, spread
+    from broker.wire._native import Matcher, Reader, Writer, flush, know, know_core, know_outbox, know_peer, know_socket, spread
 
     know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)
+    tables = State, Pending, Deadlines, Counters, Budget, Registration, Endpoint, LeastPending, Queue
+    know_core((Session, *tables, Deliver), LEVELS_MAX, SMALL_BYTES)
 except ImportError:  # not built, or for another layout of the objects than they have here
-    Reader = Writer = flush = spread = know_outbox = know_peer = know_socket = None  # type: ignore[assignment, misc]
+    Matcher = Reader = Writer = flush = spread = know_outbox = know_peer = know_socket = None  # type: ignore[assignment, misc]
 
-__all__ = ["Reader", "Writer", "flush", "know_outbox", "know_peer", "know_socket", "spread"]
+__all__ = ["Reader", "Writer", "flush", "know_outbox", "know_peer", "know_socket", "match_for", "spread"]
+
+
+def match_for(router: Router) -> None:
+    """Let a Matcher take plain requests through this router's tables; its handlers go on to judge all others."""
+    if Matcher is None:
+        return
+    handlers = router.handlers
+    matcher = Matcher(
+        router.requests,
+        handlers[Asked],
+        handlers[Answered],
+        ASSIGNED,
+        ENDED,
+        DONE,
+        Role.CALLER.value,
+        ENDED_OK.kind.name,
+    )
+    handlers[Asked], handlers[Answered] = matcher.asked, matcher.answered

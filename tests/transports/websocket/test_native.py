@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker.core.sessions import Session
-from broker.links.compiled import core
+from broker.engine.compiled import core
 from broker.links.link import Link
 from broker.transports.websocket.peer import WebSocketPeer
 from broker.wire import native
