@@ -467,6 +467,13 @@ class Link(LinkEnd):
             self._pause_transport()
             self._loop.call_soon(self._continue)
 
+    def decoding_failed(self, error: Exception) -> None:
+        """The receiver raised this when it was given what was decoded: the link ends."""
+        try:
+            raise error
+        except Exception:
+            self._receiver_failed()
+
     def _continue(self) -> None:
         """Parse on where the last turn stopped for fairness."""
         if self.paused or self._state == GONE or not self._holding:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from broker.links.limits import LinkLimits
+from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link
-from broker.links.loop import WHOLE_RECEIVE_BYTES
+from broker.links.loop import WHOLE_RECEIVE_BYTES, LoopLinks
 from broker.wire import native
-from broker.wire.frames import CARRY_MAX_BYTES
-
-if TYPE_CHECKING:
-    from broker.links.loop import LoopLinks
+from broker.wire.frames import CARRY_MAX_BYTES, FrameParser
 
 _TLS_WRITE_BUFFER_BYTES = 65_536
 GATHER_BYTES, GATHERED_MAX = 4096, 1000
@@ -173,4 +170,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
 
 if native.Writer is not None:
-    native.know_socket(SocketLink, LinkLimits)
+    native.know_socket(
+        SocketLink, LinkLimits, LoopLinks, LinkCounters, FrameParser, SocketLink.get_buffer, SocketLink.buffer_updated
+    )
+    SocketLink.get_buffer = native.get_buffer  # type: ignore[method-assign]
+    SocketLink.buffer_updated = native.buffer_updated  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ extern HIDDEN PyTypeObject *asked_type, *answered_type, *body_type, *call_type, 
 extern HIDDEN PyObject *ended_ok;
 extern HIDDEN Py_ssize_t body_raw, body_attachments, attempt_id, attempt_request, attempt_mark, request_options,
     options_timeout, options_meta, options_idempotent, options_key, options_idle, session_link;
-extern HIDDEN PyTypeObject MatcherType;
+extern HIDDEN PyTypeObject MatcherType, FeederType;
 
 typedef struct {
     PyTypeObject **type;

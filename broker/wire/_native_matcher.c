@@ -22,7 +22,7 @@ static Py_ssize_t state_draining, state_limits, pending_count, pending_requests,
     endpoint_queue, least_levels, least_lowest, least_size, queue_size, asked_session, asked_wire_id, asked_endpoint,
     asked_method, asked_body, asked_options, answered_session, answered_attempt, answered_body, answered_error,
     attempt_registration, attempt_state, request_session, request_wire_id, request_accepted, request_slot, request_state,
-    request_the_attempt, request_attempts, request_stream, request_held, request_work, options_timing;
+    request_the_attempt, request_attempts, request_stream, request_held, request_work, options_timing, deadlines_earliest;
 
 static Py_ssize_t levels_max, small_bytes;
 
@@ -75,6 +75,19 @@ static Py_ssize_t plain_size(PyObject *body)
     if (size < 0)
         PyErr_Clear();
     return size;
+}
+
+/* A time in seconds, which may be written as an integer; -1 if it is none. */
+static double seconds(PyObject *number)
+{
+    if (number != NULL && PyFloat_CheckExact(number))
+        return PyFloat_AS_DOUBLE(number);
+    if (number == NULL || !PyLong_CheckExact(number))
+        return -1;
+    double value = PyLong_AsDouble(number);
+    if (value == -1.0 && PyErr_Occurred())
+        PyErr_Clear();
+    return value;
 }
 
 /* Look up a number in a dict of names; -1 if it is not there. */
@@ -241,7 +254,7 @@ static int may_ask(Matcher *self, PyObject *event, Plan *plan)
 static int may_go(Matcher *self, PyObject *event, Plan *plan)
 {
     PyObject *options = plan->options = at(event, asked_options), *body = plan->body = at(event, asked_body),
-             *method = plan->method = at(event, asked_method), *registrations, *timeout, *least, *most;
+             *method = plan->method = at(event, asked_method), *registrations, *timeout;
     if (!is(options, options_type) || (plan->size = plain_size(body)) < 0 || method == NULL || !PyUnicode_CheckExact(method)
         || at(options, options_key) != Py_None || at(options, options_idle) != Py_None)
         return 0;
@@ -250,14 +263,11 @@ static int may_go(Matcher *self, PyObject *event, Plan *plan)
         return PyErr_Occurred() ? -1 : 0;
     if (!is(endpoint, endpoint_type) || !is_dict(registrations = at(endpoint, endpoint_registrations))
         || PyDict_GET_SIZE(registrations) == 0 || !is(plan->policy = at(endpoint, endpoint_free), least_type)
-        || (timeout = at(options, options_timeout)) == NULL || (least = at(endpoint, endpoint_deadline)) == NULL
-        || (most = at(endpoint, endpoint_deadline_max)) == NULL || !PyFloat_CheckExact(least) || !PyFloat_CheckExact(most))
+        || (timeout = at(options, options_timeout)) == NULL)
         return 0;
-    if (timeout == Py_None)
-        timeout = least;
-    else if (!PyFloat_CheckExact(timeout) || PyFloat_AS_DOUBLE(timeout) > PyFloat_AS_DOUBLE(most))
+    plan->timeout = seconds(timeout == Py_None ? at(endpoint, endpoint_deadline) : timeout);
+    if (!(plan->timeout > 0) || (timeout != Py_None && !(plan->timeout <= seconds(at(endpoint, endpoint_deadline_max)))))
         return 0;
-    plan->timeout = PyFloat_AS_DOUBLE(timeout);
     plan->registration = first_of(plan->policy, method, &plan->load, &plan->lowest);
     return plan->registration != NULL && is(plan->worker = at(plan->registration, registration_session), session_type)
            && is_dict(plan->attempts = at(plan->worker, session_attempts));
@@ -622,6 +632,158 @@ PyTypeObject MatcherType = {
     .tp_methods = Matcher_methods,
 };
 
+/* ------------------------------------------------------------------ Feeder */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *engine, *handlers, *effects, *deadlines, *expiry;
+} Feeder;
+
+static PyObject *now_name, *timer_at_name, *settle_name;
+
+/* Whether there are effects to perform, or the timer has to go off earlier; -1 with an error. */
+static int has_to_settle(Feeder *self)
+{
+    if (PyList_GET_SIZE(self->effects))
+        return 1;
+    PyObject *timer_at = PyObject_GetAttr(self->engine, timer_at_name), *pending = at(self->deadlines, deadlines_earliest),
+             *expiry = at(self->expiry, deadlines_earliest);
+    if (timer_at == NULL)
+        return -1;
+    int has = 1;
+    if (PyFloat_CheckExact(timer_at) && pending && PyFloat_CheckExact(pending) && expiry && PyFloat_CheckExact(expiry)) {
+        double due = PyFloat_AS_DOUBLE(timer_at);
+        has = PyFloat_AS_DOUBLE(pending) < due || PyFloat_AS_DOUBLE(expiry) < due;
+    }
+    Py_DECREF(timer_at);
+    return has;
+}
+
+/* Feed all events, as Engine.feed_all in Python. */
+static PyObject *Feeder_call(Feeder *self, PyObject *args, PyObject *named)
+{
+    PyObject *events, *type = NULL, *error = NULL, *trace = NULL;
+    if (named != NULL && PyDict_GET_SIZE(named)) {
+        PyErr_SetString(PyExc_TypeError, "feed_all takes no names");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "O!:feed_all", &PyList_Type, &events))
+        return NULL;
+    if (self->engine == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "this engine is gone");
+        return NULL;
+    }
+    PyObject *now = PyObject_CallMethodNoArgs(self->engine, now_name);
+    if (now == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(events); i++) {
+        PyObject *arguments[2] = {Py_NewRef(PyList_GET_ITEM(events, i)), now},
+                 *handler = PyDict_GetItemWithError(self->handlers, (PyObject *)Py_TYPE(arguments[0])), *done = NULL;
+        if (handler) {
+            Py_INCREF(handler);
+            done = PyObject_Vectorcall(handler, arguments, 2, NULL);
+            Py_DECREF(handler);
+        } else if (!PyErr_Occurred()) {
+            PyErr_SetObject(PyExc_KeyError, (PyObject *)Py_TYPE(arguments[0]));
+        }
+        Py_DECREF(arguments[0]);
+        Py_XDECREF(done);
+        if (done == NULL) {
+            if (!PyErr_ExceptionMatches(PyExc_Exception)) { /* what ends programs goes before a fault */
+                Py_CLEAR(type);
+                Py_CLEAR(error);
+                Py_CLEAR(trace);
+                PyErr_Fetch(&type, &error, &trace);
+                break;
+            }
+            if (type == NULL)
+                PyErr_Fetch(&type, &error, &trace);
+            else
+                PyErr_Clear();
+        }
+    }
+    Py_DECREF(now);
+    int settle = has_to_settle(self);
+    PyObject *settled = settle > 0 ? PyObject_CallMethodNoArgs(self->engine, settle_name) : NULL;
+    Py_XDECREF(settled);
+    if (settle < 0 || (settle && settled == NULL)) { /* an error of its own */
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(trace);
+        return NULL;
+    }
+    if (type != NULL) {
+        PyErr_Restore(type, error, trace);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static int Feeder_traverse(Feeder *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->engine);
+    Py_VISIT(self->handlers);
+    Py_VISIT(self->effects);
+    Py_VISIT(self->deadlines);
+    Py_VISIT(self->expiry);
+    return 0;
+}
+
+static int Feeder_clear(Feeder *self)
+{
+    Py_CLEAR(self->engine);
+    return 0;
+}
+
+static void Feeder_dealloc(Feeder *self)
+{
+    PyObject_GC_UnTrack(self);
+    Feeder_clear(self);
+    Py_CLEAR(self->handlers);
+    Py_CLEAR(self->effects);
+    Py_CLEAR(self->deadlines);
+    Py_CLEAR(self->expiry);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *Feeder_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"engine", "handlers", "effects", "deadlines", "expiry", NULL};
+    PyObject *engine, *handlers, *effects, *deadlines, *expiry;
+    if (deadlines_type == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "know_core comes first");
+        return NULL;
+    }
+    if (!PyArg_ParseTupleAndKeywords(args, named, "OO!O!O!O!", names, &engine, &PyDict_Type, &handlers, &PyList_Type, &effects,
+                                     deadlines_type, &deadlines, deadlines_type, &expiry)
+        || (now_name == NULL && (now_name = PyUnicode_InternFromString("now")) == NULL)
+        || (timer_at_name == NULL && (timer_at_name = PyUnicode_InternFromString("timer_at")) == NULL)
+        || (settle_name == NULL && (settle_name = PyUnicode_InternFromString("settle")) == NULL))
+        return NULL;
+    Feeder *self = (Feeder *)type->tp_alloc(type, 0);
+    if (self) {
+        self->engine = Py_NewRef(engine);
+        self->handlers = Py_NewRef(handlers);
+        self->effects = Py_NewRef(effects);
+        self->deadlines = Py_NewRef(deadlines);
+        self->expiry = Py_NewRef(expiry);
+    }
+    return (PyObject *)self;
+}
+
+PyTypeObject FeederType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "broker.wire._native.Feeder",
+    .tp_doc = "Feeder(engine, handlers, effects, deadlines, expiry)\n--\n\nEngine.feed_all.",
+    .tp_basicsize = sizeof(Feeder),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = Feeder_new,
+    .tp_dealloc = (destructor)Feeder_dealloc,
+    .tp_traverse = (traverseproc)Feeder_traverse,
+    .tp_clear = (inquiry)Feeder_clear,
+    .tp_call = (ternaryfunc)Feeder_call,
+};
+
 /* know_core(types: tuple, levels_max: int, small_bytes: int) */
 PyObject *know_core(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
@@ -633,6 +795,7 @@ PyObject *know_core(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize
         {&pending_type, "count", &pending_count}, {&pending_type, "requests_made", &pending_requests},
         {&pending_type, "attempts_made", &pending_attempts}, {&deadlines_type, "_per_slot", &deadlines_per_slot},
         {&deadlines_type, "_last_slot", &deadlines_last_slot}, {&deadlines_type, "_last", &deadlines_last},
+        {&deadlines_type, "earliest", &deadlines_earliest},
         {&counters_type, "accepted", &counters_accepted}, {&counters_type, "attempts", &counters_attempts},
         {&counters_type, "ended", &counters_ended}, {&counters_type, "latency", &counters_latency},
         {&counters_type, "latency_sum_s", &counters_sum}, {&budget_type, "used", &budget_used},

@@ -185,20 +185,25 @@ class FrameParser:
         self.more = False
         position = reader.read(buffer, 0, size, events)
         if position < size:
-            left = bytes(buffer[position:size])
-            if (
-                fresh >= CARRY_MIN_BYTES
-                and len(events) < self._events_max
-                and reader.begins(left, 0, len(left), CARRY_MAX_BYTES)
-            ):
-                self._rest = left
-                return events
-            try:
-                self._parse(left, events)
-            except _Violated as error:
-                self.violation = error.violation
-                self._forget()
+            self.go_on(bytes(buffer[position:size]), events, fresh)
         return events
+
+    def go_on(self, left: bytes, events: list[Any], fresh: int) -> None:
+        """Read what is behind the plain frames of which these events are, of what came `fresh` bytes just now."""
+        reader = self._reader
+        if (
+            reader is not None
+            and fresh >= CARRY_MIN_BYTES
+            and len(events) < self._events_max
+            and reader.begins(left, 0, len(left), CARRY_MAX_BYTES)
+        ):
+            self._rest = left
+            return
+        try:
+            self._parse(left, events)
+        except _Violated as error:
+            self.violation = error.violation
+            self._forget()
 
     def _forget(self) -> None:
         self.ended = True

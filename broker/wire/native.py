@@ -28,21 +28,37 @@ if TYPE_CHECKING:
     from broker.core.router import Router
 
 try:
-    from broker.wire._native import Matcher, Reader, Writer, flush, know, know_core, know_outbox, know_peer, know_socket, spread
+    from broker.wire._native import (
+        Feeder,
+        Matcher,
+        Reader,
+        Writer,
+        buffer_updated,
+        flush,
+        get_buffer,
+        know,
+        know_core,
+        know_outbox,
+        know_peer,
+        know_socket,
+        spread,
+    )
 
     know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)
     tables = State, Pending, Deadlines, Counters, Budget, Registration, Endpoint, LeastPending, Queue
     know_core((Session, *tables, Deliver), LEVELS_MAX, SMALL_BYTES)
 except ImportError:  # not built, or for another layout of the objects than they have here
-    Matcher = Reader = Writer = flush = spread = know_outbox = know_peer = know_socket = None  # type: ignore[assignment, misc]
+    Feeder = Matcher = Reader = Writer = flush = spread = know_outbox = know_peer = know_socket = None  # type: ignore[assignment, misc]
+    buffer_updated = get_buffer = None  # type: ignore[assignment]
 
-__all__ = ["Reader", "Writer", "flush", "know_outbox", "know_peer", "know_socket", "match_for", "spread"]
+__all__ = [
+    "Feeder", "Matcher", "Reader", "Writer", "buffer_updated", "flush", "get_buffer", "know_outbox", "know_peer",
+    "know_socket", "match_for", "spread",
+]  # fmt: skip
 
 
 def match_for(router: Router) -> None:
     """Let a Matcher take plain requests through this router's tables; its handlers go on to judge all others."""
-    if Matcher is None:
-        return
     handlers = router.handlers
     matcher = Matcher(
         router.requests,
