@@ -37,6 +37,8 @@ from broker.core.pending import Pending, Request
 from broker.core.registry import Endpoint, Registry
 from broker.core.router import Router
 from broker.core.sessions import Session
+from broker.engine import compiled
+from broker.wire.native import Matcher, match_for
 from broker.wire.pieces import join_reply
 
 CALLERS = 128
@@ -111,6 +113,8 @@ class Routed:
 
     def __init__(self, pending: int, count: int) -> None:
         self.router = Router(limits_for(pending, count), join=join_reply)
+        if compiled.wanted() and Matcher is not None:  # as the engine does
+            match_for(self.router)
         self.now = 1000.0
         self.next_id = 0
         for number in range(CALLERS + WORKERS):

@@ -34,6 +34,7 @@ typedef struct {
     PyObject *assigned, *ended, *done, *ok, *one;
     PyObject *limits; /* whose bounds these are: */
     Py_ssize_t in_flight_max, soft_bytes;
+    PyObject *deadline; /* of the last request */
     long caller; /* the bit of the role */
     char rated;
 } Matcher;
@@ -116,6 +117,13 @@ static int add_effect(Matcher *self, PyObject *session, PyObject *message)
 
 /* ------------------------------------------------------------------ least pending */
 
+/* The level of a load, borrowed; NULL if there is none yet. */
+static PyObject *level_of(PyObject *levels, Py_ssize_t load)
+{
+    Py_ssize_t index = load < levels_max ? load : levels_max;
+    return index < PyList_GET_SIZE(levels) && is_dict(PyList_GET_ITEM(levels, index)) ? PyList_GET_ITEM(levels, index) : NULL;
+}
+
 /* The first of the least loaded, borrowed, if it may take this method and is not beyond the levels; NULL if the policy has
    to look closer. `load` is what it has then; `lowest` where it stands now. */
 static PyObject *first_of(PyObject *policy, PyObject *method, Py_ssize_t *load, Py_ssize_t *lowest)
@@ -144,7 +152,7 @@ static PyObject *first_of(PyObject *policy, PyObject *method, Py_ssize_t *load, 
     *lowest = index;
     /* One that is full then leaves the levels. */
     Py_ssize_t capacity = count_at(registration, registration_capacity);
-    if (*load < 1 || *load > capacity || (*load < capacity && (*load >= levels_max || *load >= PyList_GET_SIZE(levels))))
+    if (*load < 1 || *load > capacity || (*load < capacity && level_of(levels, *load) == NULL))
         return NULL;
     return registration;
 }
@@ -165,7 +173,7 @@ static int take(PyObject *policy, PyObject *registration, Py_ssize_t load, Py_ss
         failed = PyDict_DelItem(PyList_GET_ITEM(levels, lowest), registration) < 0 || bump(policy, least_size, -1) < 0;
     } else {
         failed = PyDict_DelItem(PyList_GET_ITEM(levels, lowest), registration) < 0
-                 || PyDict_SetItem(PyList_GET_ITEM(levels, load), registration, Py_None) < 0;
+                 || PyDict_SetItem(level_of(levels, load), registration, Py_None) < 0;
     }
     put(registration, registration_load, number);
     Py_DECREF(number);
@@ -178,10 +186,10 @@ static int unload(PyObject *registration, PyObject *endpoint)
     PyObject *policy = at(endpoint, endpoint_free), *levels, *session = at(registration, registration_session);
     Py_ssize_t load = count_at(registration, registration_load), lowest;
     if (!is(policy, least_type) || load < 1 || (levels = at(policy, least_levels)) == NULL || !PyList_CheckExact(levels)
-        || (lowest = count_at(policy, least_lowest)) < 0 || load - 1 >= levels_max || load - 1 >= PyList_GET_SIZE(levels))
+        || (lowest = count_at(policy, least_lowest)) < 0 || level_of(levels, load - 1) == NULL)
         return 0;
     int free = at(registration, registration_free) == Py_True;
-    if (free ? load >= PyList_GET_SIZE(levels)
+    if (free ? level_of(levels, load) == NULL
              : load - 1 >= count_at(registration, registration_capacity) || at(registration, registration_gone) != Py_False
                    || !is(session, session_type) || at(session, session_congested) != Py_False
                    || at(session, session_draining) != Py_False)
@@ -190,13 +198,13 @@ static int unload(PyObject *registration, PyObject *endpoint)
     if (number == NULL)
         return -1;
     put(registration, registration_load, number);
-    if (load - 1 < lowest)
+    if (load - 1 < lowest) /* a level below the last one */
         put(policy, least_lowest, number);
     Py_DECREF(number);
-    if (free ? PyDict_DelItem(PyList_GET_ITEM(levels, load), registration) < 0 : bump(policy, least_size, 1) < 0)
+    if (free ? PyDict_DelItem(level_of(levels, load), registration) < 0 : bump(policy, least_size, 1) < 0)
         return -1;
     put(registration, registration_free, Py_True);
-    return PyDict_SetItem(PyList_GET_ITEM(levels, load - 1), registration, Py_None) < 0 ? -1 : 1;
+    return PyDict_SetItem(level_of(levels, load - 1), registration, Py_None) < 0 ? -1 : 1;
 }
 
 /* ------------------------------------------------------------------ asked */
@@ -325,6 +333,30 @@ static int call(Matcher *self, const Plan *plan, PyObject *attempt, double left_
     return added;
 }
 
+/* The numbers of a request and of its attempt: as long as they are the same, one object, so that a request that has waited
+   long has one less that no cache holds. With a million pending, 0.2 µs. */
+static int next_numbers(PyObject *pending)
+{
+    if (bump(pending, pending_requests, 1) < 0)
+        return -1;
+    if (count_at(pending, pending_attempts) + 1 != count_at(pending, pending_requests))
+        return bump(pending, pending_attempts, 1);
+    put(pending, pending_attempts, at(pending, pending_requests));
+    return 0;
+}
+
+/* A deadline, a new reference: for the same reason the last one, if it is the same. */
+static PyObject *deadline_of(Matcher *self, double due_at)
+{
+    if (self->deadline == NULL || PyFloat_AS_DOUBLE(self->deadline) != due_at) {
+        PyObject *deadline = PyFloat_FromDouble(due_at);
+        if (deadline == NULL)
+            return NULL;
+        Py_XSETREF(self->deadline, deadline);
+    }
+    return Py_NewRef(self->deadline);
+}
+
 /* Take a request in and give it to a worker: 1. 0: nothing has changed, Python shall judge it. -1 with an error. */
 static int take_in(Matcher *self, PyObject *event, PyObject *now)
 {
@@ -335,9 +367,9 @@ static int take_in(Matcher *self, PyObject *event, PyObject *now)
     if (plain <= 0)
         return plain;
     double due_at = PyFloat_AS_DOUBLE(now) + plan.timeout;
-    PyObject *deadline = PyFloat_FromDouble(due_at), *request = NULL, *attempt = NULL;
+    PyObject *deadline = deadline_of(self, due_at), *request = NULL, *attempt = NULL;
     int done = -1;
-    if (deadline == NULL || bump(self->pending, pending_requests, 1) < 0 || bump(self->pending, pending_attempts, 1) < 0)
+    if (deadline == NULL || next_numbers(self->pending) < 0)
         goto end;
     PyObject *values[9] = {at(self->pending, pending_requests), plan.session, plan.wire_id, plan.endpoint, plan.method,
                            plan.body, plan.options, now, deadline};
@@ -553,7 +585,8 @@ static void Matcher_dealloc(Matcher *self)
     PyObject_GC_UnTrack(self);
     Matcher_clear(self);
     PyObject **rest[] = {&self->state, &self->pending, &self->deadlines, &self->counters, &self->budget, &self->by_name,
-                         &self->effects, &self->assigned, &self->ended, &self->done, &self->ok, &self->one, &self->limits};
+                         &self->effects, &self->assigned, &self->ended, &self->done, &self->ok, &self->one, &self->limits,
+                         &self->deadline};
     for (size_t i = 0; i < sizeof(rest) / sizeof(*rest); i++) Py_CLEAR(*rest[i]);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
