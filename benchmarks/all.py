@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import plots, report
 from benchmarks.processes import ROOT
 from benchmarks.subjects import peers
-from broker.engine.compiled import core
+from broker.links.compiled import core
 
 PARTS: dict[str, tuple[str, str]] = {  # command, and what makes it short
     "loads": ("loads --repeat 3", "--repeat 1 --seconds 0.3 --subjects ours,floor --loads 16x16,fan-out"),

@@ -35,7 +35,7 @@ from pathlib import Path as File
 from benchmarks.path import PER_ROUND, Path
 from benchmarks.processes import ROOT
 from benchmarks.subjects import Subject, subject
-from broker.engine.compiled import PURE
+from broker.links.compiled import PURE
 
 SHORT = 100
 WAITING_ROUNDS = 8

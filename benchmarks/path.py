@@ -17,7 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from broker.engine.compiled import PURE
+from broker.links import compiled
+from broker.links.compiled import PURE
 
 CALLERS, WORKERS, FLIGHT = 16, 4, 16
 PER_ROUND = CALLERS * FLIGHT
@@ -61,7 +62,7 @@ class Path:
 
         self.links = LoopLinks()
         self.router = Router(Limits(capacity=1_000_000, in_flight_max=1_000_000), join=join_reply)
-        self.engine = Engine(self.router, asyncio.get_running_loop())
+        self.engine = Engine(self.router, asyncio.get_running_loop(), compiled=compiled.wanted())
         self.workers = [self._attached(Role.WORKER) for _ in range(WORKERS)]
         self.callers = [self._attached(Role.CALLER) for _ in range(CALLERS)]
         self._next_id = 0

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.engine.compiled import PURE
+from broker.links.compiled import PURE
 
 START_S = 30.0
 ROOT = Path(__file__).parents[1]

@@ -37,7 +37,7 @@ from broker.core.pending import Pending, Request
 from broker.core.registry import Endpoint, Registry
 from broker.core.router import Router
 from broker.core.sessions import Session
-from broker.engine import compiled
+from broker.links import compiled
 from broker.wire.native import Matcher, match_for
 from broker.wire.pieces import join_reply
 

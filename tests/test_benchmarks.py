@@ -17,7 +17,7 @@ from benchmarks.counts import instructions, memory_counts, wire_counts
 from benchmarks.loads import best
 from benchmarks.processes import ROOT
 from benchmarks.zeromq import counts as zeromq_counts
-from broker.engine.compiled import core
+from broker.links.compiled import core
 
 SHORT = {
     "table": ["--pending", "0,1000", "--count", "500", "--repeat", "1"],

@@ -20,7 +20,7 @@ from broker.auth.targets import Target, locator, place_of
 from broker.cli.connection import broker_options, clean_line, counted, exit_code
 from broker.cli.exits import Exit, Failure
 from broker.client.async_client import AsyncClient
-from broker.engine.compiled import core
+from broker.links.compiled import core
 from broker.peer.connection import split_url
 from broker.peer.errors import BrokerError
 

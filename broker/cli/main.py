@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem, shell_complete
 from broker._version import VERSION
 from broker.cli.exits import MEANINGS, Exit, Failure
 from broker.config.errors import ConfigError
-from broker.engine.compiled import core
+from broker.links.compiled import core
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("broker.cli.serve:serve", "Run the broker."),

@@ -22,7 +22,7 @@ from broker.config.model import Config
 from broker.daemon.logs import Logs
 from broker.daemon.memory import keep_freed_memory
 from broker.daemon.systemd import Notifier
-from broker.engine.compiled import core
+from broker.links.compiled import core
 from broker.node.broker import Broker, ReloadError
 from broker.wire.connection_file import ConnectionFileError
 

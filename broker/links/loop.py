@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from broker.core.budget import Budget
-from broker.engine import compiled
+from broker.links import compiled
 from broker.links.limits import LinkCounters, LinkLimits
 from broker.links.link import Link, Writer
 from broker.links.liveness import Liveness

@@ -173,5 +173,5 @@ if native.Writer is not None:
     native.know_socket(
         SocketLink, LinkLimits, LoopLinks, LinkCounters, FrameParser, SocketLink.get_buffer, SocketLink.buffer_updated
     )
-    SocketLink.get_buffer = native.get_buffer  # type: ignore[method-assign]
-    SocketLink.buffer_updated = native.buffer_updated  # type: ignore[method-assign]
+    SocketLink.get_buffer = native.get_buffer  # type: ignore[method-assign, assignment]
+    SocketLink.buffer_updated = native.buffer_updated  # type: ignore[method-assign, assignment]

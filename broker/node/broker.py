@@ -43,6 +43,7 @@ from broker.core.events import Drain
 from broker.core.router import Router
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links import compiled
 from broker.links.acceptor import Acceptor
 from broker.links.loop import LoopLinks
 from broker.node.embedding import Embedding
@@ -182,8 +183,12 @@ class Broker(Embedding):
             now=time.monotonic(),
         )
         self.engine = Engine(
-            self.router, loop, prune_slice=limits.prune_slice, fanout_slice=limits.fanout_slice
-        )  # fmt: skip
+            self.router,
+            loop,
+            prune_slice=limits.prune_slice,
+            fanout_slice=limits.fanout_slice,
+            compiled=compiled.wanted(),
+        )
         self.links = LoopLinks(link_limits(self.config), budget=self.router.state.budget)
         auth = self.config.auth
         self.tickets = Tickets(time.monotonic, live_s=auth.ticket_s)

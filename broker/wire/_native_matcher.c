@@ -242,7 +242,7 @@ static int may_ask(Matcher *self, PyObject *event, Plan *plan)
 {
     PyObject *session = plan->session = at(event, asked_session), *wire_id = plan->wire_id = at(event, asked_wire_id),
              *state = self->state, *limits = at(state, state_limits), *roles;
-    if (!is(session, session_type) || wire_id == NULL || !(PyBytes_CheckExact(wire_id) || PyLong_CheckExact(wire_id))
+    if (!is(session, session_type) || wire_id == NULL || !(PyBytes_CheckExact(wire_id) || PyLong_CheckExact(wire_id) || PyUnicode_CheckExact(wire_id))
         || at(session, session_link) == NULL || at(session, session_link) == Py_None
         || !is_dict(plan->requests = at(session, session_requests)) || !is_dict(roles = at(session, session_roles))
         || at(state, state_draining) != Py_False || limits == NULL)

@@ -32,6 +32,7 @@ from broker.core.access import Grant, Principal, Role
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.router import Router
 from broker.engine.engine import Engine
+from broker.links import compiled
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
 from broker.links.loop import LoopLinks
@@ -141,9 +142,9 @@ class Node:
         endpoints = {"data": EndpointLimits(queue_max=20)}
         loop = asyncio.get_running_loop()
         self.router = Router(limits, endpoints, join=join_reply, node=name, now=loop.time())
+        self.engine = Engine(self.router, loop, compiled=compiled.wanted())
         for kind, handler in list(self.router.handlers.items()):
             self.router.handlers[kind] = self._checked(handler, check)
-        self.engine = Engine(self.router, loop)
         self.links = LoopLinks(LinkLimits(ping_interval_s=2.0, ping_timeout_s=2.0))
         self.door = Door(self.engine, self.links)
 

@@ -85,7 +85,7 @@ def test_help_lists_commands_and_exit_codes() -> None:
 
 def test_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     from broker._version import VERSION
-    from broker.engine.compiled import PURE, core
+    from broker.links.compiled import PURE, core
 
     monkeypatch.delenv(PURE, raising=False)
     assert _broker("--version").stdout == f"broker {VERSION} ({core()})\n"

@@ -58,6 +58,7 @@ from broker.core.ids import AttemptId, WireId
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.messages import Body, Call, CancelAttempt, Credit, Message, Options, Part, SessionTold
 from broker.core.sessions import Session
+from broker.wire import native
 from tests.core.harness import NoLink, describe
 from tests.core.shrink import shrink
 from tests.core.witness import Witness, expect
@@ -189,9 +190,18 @@ class Simulator:
     """One run. Same seed, same trace: nothing here looks at a clock, a hash or an address."""
 
     def __init__(
-        self, seed: int, *, make: Callable[[Limits, float], Witness] | None = None, only: Collection[int] | None = None
+        self,
+        seed: int,
+        *,
+        make: Callable[[Limits, float], Witness] | None = None,
+        only: Collection[int] | None = None,
+        compiled: bool = False,
+        calm: bool = False,
     ) -> None:
-        """`only`: the numbers of the ideas that are had; the others are passed over, and nothing else changes."""
+        """`only`: the numbers of the ideas that are had; the others are passed over, and nothing else changes.
+
+        `compiled`: plain requests go through the tables in C. `calm`: most of them are plain.
+        """
         self.rng = rng = random.Random(seed)
         self.seed = seed
         self.only = only
@@ -203,7 +213,17 @@ class Simulator:
             part_max_bytes=60, parts_ahead_max=rng.choice((6, 64)),
             principal_share=(2e-6, 0.25, 0.25)[seed % 3], sessions_max=1 << 30,  # 2 KB kept, 2000 away
         )  # fmt: skip
+        if calm:
+            limits = msgspec.structs.replace(
+                limits, in_flight_max=100, queue_max=50, capacity=rng.choice((3, 64)), pass_over_s=0.0
+            )
+        self.calm = calm
+        self.asked_at = ("least", "least", "least", "plain", "round") if calm else ASKED
+        self.attached = ((), (), (), (b"",)) if calm else ATTACHED
+        self.capacities = (None, None, 1, 5) if calm else (None, 1, 1, 2, 5)
         self.witness = (make or (lambda given, now: Witness(given, ENDPOINTS, now)))(limits, 0.0)
+        if compiled:
+            native.match_for(self.witness.router)
         self.peers: list[Peer] = []
         self.left: deque[Peer] = deque(maxlen=5)
         self.names: dict[Session, str] = {}
@@ -217,9 +237,9 @@ class Simulator:
         self.fanning = False
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.hash = hashlib.sha256()
-        self.trouble = rng.choice((0.0, 0.5, 1.0, 3.0))
+        self.trouble = rng.choice((0.0, 0.2) if calm else (0.0, 0.5, 1.0, 3.0))
         self.priorities = rng.choice(((0,), (0, 0, 0, 0, 3, -2)))
-        self.streaming = rng.choice((0.0, 0.2, 0.6))
+        self.streaming = rng.choice((0.0, 0.1) if calm else (0.0, 0.2, 0.6))
         self.tick_limit = rng.choice((1, 3, 500))
         acts: list[tuple[Callable[[], None], int]] = [
             (self.come, 6), (self.ask, 60), (self.ask_many, 4), (self.notify, 3), (self.cancel, 8), (self.leave, 2),
@@ -395,7 +415,9 @@ class Simulator:
     def arrive(self, peer: Peer, event: Callable[[Session], Event], line: str) -> None:
         if peer in self.peers and peer.session is not None:
             said = event(peer.session)
-            if isinstance(said, Answered) and peer.id % 3 == 0:  # of some dialects the answers tell what a worker has
+            if (
+                isinstance(said, Answered) and peer.id % 3 == 0 and not self.calm
+            ):  # of some dialects the answers tell what a worker has
                 learned = ClassAnswered(said.session, said.attempt, said.error is None)
                 self.feed(learned, f"{peer.kind}{peer.id} tells of its class")
             self.feed(said, line)
@@ -540,6 +562,8 @@ class Simulator:
         self.made += 1
         peer.id = self.made
         names = [name for name in NAMES[:-1] if not self.witness.closed(name)]  # elsewhere its link is turned away
+        if self.calm:
+            names = ["least", "least", *(name for name in names if name == "plain")]
         endpoint = rng.choice((None, *names)) if kind != "w" else rng.choice(names)
         lives_s = rng.choice((None, None, None, 0.0, 3.0, 60.0))
         link = NoLink(takes_binary=rng.random() < 0.5)
@@ -551,7 +575,7 @@ class Simulator:
             principal=f"p{peer.id % 4}", role=role,
             endpoint=endpoint,
             grants=ALL if kind == "w" else rng.choice(GRANTS), listen=rng.random() < 0.5,
-            capacity=rng.choice((None, 1, 1, 2, 5)), expires_at=None if lives_s is None else self.witness.now + lives_s,
+            capacity=rng.choice(self.capacities), expires_at=None if lives_s is None else self.witness.now + lives_s,
         )  # fmt: skip
         self.say(f"> {kind}{peer.id} comes to {endpoint}, capacity {event.capacity}, lives {lives_s}")
         effects = self.witness.feed(event)
@@ -612,7 +636,7 @@ class Simulator:
         peer = peer or rng.choice(self.peers)
         if peer.paused:
             return
-        endpoint, method, wire_id = rng.choice(ASKED), rng.choice(METHODS), self.wire_id()
+        endpoint, method, wire_id = rng.choice(self.asked_at), rng.choice(METHODS), self.wire_id()
         streams = rng.random() < self.streaming
         retries = rng.choice((0, 1, 3) if streams else (0, 0, 0, 1, 3))
         options = Options(
@@ -623,7 +647,7 @@ class Simulator:
             progress=rng.choice((None, b"", b'"t"')) if streams else None,
             idle=rng.choice((None, None, 0.3, 4.0)) if streams else None,
         )  # fmt: skip
-        body = Body(b"[]", rng.choice(ATTACHED))
+        body = Body(b"[]", rng.choice(self.attached))
         line = (
             f"{peer.kind}{peer.id} asks {wire_id!r} {endpoint}/{method} {options.timeout} r{retries} w{options.wait:d}"
             f"{' in' * options.stream_in}{' out' * options.stream_out}"
@@ -773,6 +797,8 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--whole", action="store_true", help="do not shorten what fails")
+    parser.add_argument("--compiled", action="store_true", help="plain requests go through the tables in C")
+    parser.add_argument("--calm", action="store_true", help="most requests are plain")
     parser.add_argument("--digest", action="store_true", help="print one digest over all traces")
     given = parser.parse_args()
     started = time.monotonic()
@@ -781,7 +807,8 @@ def main() -> int:
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         done += given.steps
         try:
-            digest.update(Simulator(seed).run(given.steps).encode())
+            simulator = Simulator(seed, compiled=given.compiled, calm=given.calm)
+            digest.update(simulator.run(given.steps).encode())
         except Failure as failure:
             failed += 1
             ideas, shortened = ([], failure) if given.whole else shorten(seed, given.steps)

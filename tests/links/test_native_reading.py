@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from broker.core.messages import DEFAULT_OPTIONS
-from broker.engine.compiled import core
+from broker.links.compiled import core
 from broker.links.limits import LinkLimits
 from broker.links.link import Link
 from broker.wire import native

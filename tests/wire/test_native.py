@@ -19,7 +19,7 @@ from broker.core.events import Answered, Asked
 from broker.core.messages import DEFAULT_OPTIONS, Body, Call, CancelAttempt, End, Message, Options, ReplyMeta, Timing
 from broker.core.pending import Attempt, Request
 from broker.core.sessions import Session
-from broker.engine.compiled import core
+from broker.links.compiled import core
 from broker.links.loop import LoopLinks
 from broker.links.socket import SocketLink
 from broker.wire import jsonrpc, native

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker.core.sessions import Session
-from broker.engine.compiled import core
+from broker.links.compiled import PURE, core
 from broker.links.link import Link
 from broker.transports.websocket.peer import WebSocketPeer
 from broker.wire import native
@@ -23,14 +23,15 @@ pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no c
 Conversation = Callable[[World], Awaitable[list[Any]]]
 
 
-def told_alike(conversation: Conversation) -> list[Any]:
+def told_alike(patch: pytest.MonkeyPatch, conversation: Conversation) -> list[Any]:
     """Hold it both ways, compare, and return what was said; the broker's name and times stand for themselves."""
     said = []
-    for compiled in (True, False):
+    for pure in ("", "1"):
+        patch.setenv(PURE, pure)
 
-        async def main(compiled: bool = compiled) -> None:
+        async def main(pure: str = pure) -> None:
             async with serving() as world:
-                world.broker.links.native = compiled
+                assert world.broker.links.native == (not pure)
                 found = json.dumps(await conversation(world), sort_keys=True, default=bytes.hex)
                 found = found.replace(world.broker.router.node, "NODE")
                 said.append(re.sub(r'"(elapsed_ms|timeout)": [\d.]+', r'"\1": 1', found))
@@ -72,7 +73,7 @@ async def in_one_go(peer: Peer, *messages: object) -> None:
 
 @pytest.mark.parametrize("query", ["", "&meta=1", "&binary=1&meta=1", "&grace=30", "&grace=30&meta=1"])
 @pytest.mark.parametrize("asks", ["listen=0", "listen=0&grace=30", "listen=0&stream=in", "listen=0&lsp=1"])
-def test_calls_and_replies(query: str, asks: str) -> None:
+def test_calls_and_replies(monkeypatch: pytest.MonkeyPatch, query: str, asks: str) -> None:
     async def conversation(world: World) -> list[Any]:
         worker, caller = await world.worker("lab", query), await world.caller("lab", asks)
         said: list[Any] = []
@@ -92,7 +93,7 @@ def test_calls_and_replies(query: str, asks: str) -> None:
                     said.append(await caller.find(lambda message: "method" not in head(message)))
         return said
 
-    said = told_alike(conversation)
+    said = told_alike(monkeypatch, conversation)
     assert sum("result" in head(message) for message in said) >= 16
 
 
@@ -106,7 +107,7 @@ async def caller_or_worker(caller: Peer, worker: Peer) -> Any:
     return await worker.taken()
 
 
-def test_requests_replies_and_abuse_in_one_chunk() -> None:
+def test_requests_replies_and_abuse_in_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(world: World) -> list[Any]:
         worker, caller = await world.worker(), await world.caller()
         await caller.ask("m")
@@ -125,11 +126,13 @@ def test_requests_replies_and_abuse_in_one_chunk() -> None:
             said.append(await caller.read())
         return said
 
-    said = told_alike(conversation)
+    said = told_alike(monkeypatch, conversation)
     assert sum("error" in message for message in said if isinstance(message, dict)) == 4
 
 
-def test_strikes_within_a_chunk_end_the_link_and_what_is_behind_them_is_not_heard() -> None:
+def test_strikes_within_a_chunk_end_the_link_and_what_is_behind_them_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def conversation(world: World) -> list[Any]:
         worker, caller = await world.worker(), await world.caller()
         await caller.ask("m")
@@ -143,7 +146,7 @@ def test_strikes_within_a_chunk_end_the_link_and_what_is_behind_them_is_not_hear
         assert worker.inbox == []
         return [*said, world.counters.accepted, world.counters.strikes]
 
-    told_alike(conversation)
+    told_alike(monkeypatch, conversation)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -217,7 +220,7 @@ def test_what_is_common_goes_through_c() -> None:
 # ---------------------------------------------------------------- broadcasts
 
 
-def test_broadcasts_to_listeners_of_every_kind() -> None:
+def test_broadcasts_to_listeners_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(world: World) -> list[Any]:
         queries = ["", "binary=1", "grace=30", "stream=in", "role=worker", "", "binary=1&grace=30"]
         listeners = [await world.peer(f"/ws/lab?listen=1&{query}") for query in queries]
@@ -247,7 +250,7 @@ def test_broadcasts_to_listeners_of_every_kind() -> None:
         assert world.counters.copies == 7 * 7 + 6
         return said
 
-    assert len(told_alike(conversation)) == 7 * 7 + 6
+    assert len(told_alike(monkeypatch, conversation)) == 7 * 7 + 6
 
 
 FRAME = text_frame(b'{"jsonrpc":"2.0","method":"broker.message","params":{"data":1}}')
