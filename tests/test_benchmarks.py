@@ -38,8 +38,8 @@ SHORT = {
     "bulk": ["--repeat", "1", "--whole", "1", "--parts", "2", "--seconds", "0.1"],
 }
 
-INSTRUCTIONS_MAX = {True: 58_000, False: 135_000}
-"""of one request between bytes in and out, with the compiled core and without: 49,400 and 116,000 on 2026-11-21"""
+INSTRUCTIONS_MAX = {True: 28_000, False: 135_000}
+"""of one request between bytes in and out, with the compiled core and without: 24,400 and 117,000 on 2026-11-21"""
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -97,7 +97,7 @@ def _check_calls(found: dict[str, float], *, reads: float, writes: float, calls:
 
 def test_a_request_that_waits_holds_little_and_leaves_nothing() -> None:
     few, many = memory_counts(4), memory_counts(16)
-    assert many["blocks"] <= 12
+    assert many["blocks"] <= (8 if core() == "compiled core" else 12)
     assert many["kib"] <= 0.95
     assert many["blocks_left"] - few["blocks_left"] <= 300, "3,072 more requests leave more behind"
 

@@ -20,6 +20,7 @@ from broker.core.messages import Credit, Part
 from broker.core.requests import Requests
 from broker.core.streaming import Streaming
 from broker.core.streams import Flow
+from broker.links.compiled import PURE, core
 from broker.peer import kept as peer_kept
 from broker.peer.session import Session
 from broker.peer.streams import Inflow
@@ -65,6 +66,15 @@ def test_the_trace_hangs_on_no_hash_of_the_process() -> None:
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
+def test_runs_go_the_same_way_with_the_compiled_core_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(45, 53):
+        expected = run(seed).digest
+        monkeypatch.setenv(PURE, "1")
+        assert run(seed).digest == expected, f"seed {seed}"
+        monkeypatch.delenv(PURE)
 
 
 # ---------------------------------------------------------------- broken on purpose
