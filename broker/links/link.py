@@ -101,9 +101,14 @@ class Writer:
         finally:
             self._counters.writes += writes
             self._counters.bytes_out += written
-            for link in links[flushed:]:  # an exception that ends programs came through; this one may go on
-                link.dirty = False
-                self.mark(link)
+            if flushed < len(links):
+                self.mark_again(links[flushed:])
+
+    def mark_again(self, links: list[Flushed]) -> None:
+        """An exception that ends programs came through before they were flushed; this one may go on."""
+        for link in links:
+            link.dirty = False
+            self.mark(link)
 
 
 class Link(LinkEnd):
@@ -586,4 +591,5 @@ class Link(LinkEnd):
 
 
 if native.Writer is not None:
-    native.know_outbox(Link, Writer)
+    native.know_outbox(Link, Writer, Writer._flush)
+    Writer._flush = native.flush_all  # type: ignore[method-assign, assignment]

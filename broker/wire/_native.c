@@ -290,7 +290,7 @@ static Py_ssize_t call_attempt, call_endpoint, call_method, call_body, call_left
     meta_retryable, meta_trace, meta_timing, meta_repeated, outbox_state, outbox_enqueued, outbox_flushed, outbox_hard,
     outbox_congested, outbox_pieces, outbox_dirty, outbox_counted, outbox_limits, limits_hard, socket_blocked, socket_fd,
     socket_transport, socket_turn, marks_dirty, marks_scheduled, peer_writer, peer_held, peer_batched, peer_feeding,
-    peer_decoded, link_reader, link_links, link_parser, link_begun, link_no_more, link_receiver, link_heard, socket_rest_size,
+    peer_decoded, marks_loop, marks_counters, marks_flush_link, counters_writes, counters_bytes_out, link_reader, link_links, link_parser, link_begun, link_no_more, link_receiver, link_heard, socket_rest_size,
     loop_buffer, loop_whole_room, loop_counters, counters_bytes_in, counters_frames_in, parser_rest, parser_need,
     parser_opcode, parser_ended, parser_more;
 
@@ -310,6 +310,22 @@ int find_slots(const Slot *slots, size_t count)
             return -1;
         }
     }
+    return 0;
+}
+
+int bump(PyObject *object, Py_ssize_t offset, Py_ssize_t by)
+{
+    PyObject *before = at(object, offset), *after;
+    long long value = before == NULL ? -1 : PyLong_AsLongLong(before);
+    if (value == -1 && (before == NULL || PyErr_Occurred())) {
+        if (before == NULL)
+            PyErr_SetString(PyExc_AttributeError, "a count is missing");
+        return -1;
+    }
+    if ((after = PyLong_FromLongLong(value + by)) == NULL)
+        return -1;
+    put(object, offset, after);
+    Py_DECREF(after);
     return 0;
 }
 
@@ -1113,20 +1129,35 @@ static void end_frame(PyObject *wire_id, PyObject *body, PyObject *meta, unsigne
     PyBuffer_Release(&raw);
 }
 
-/* Have an outbox flushed in this turn of the loop, as links.link's Writer.mark does; -1 with an error. Without a call
-   where a flush stands in the loop's list already: all but the first of a turn. */
+/* Have the loop call links.link's Writer._flush at the end of this turn; -1 with an error. */
+static int schedule(PyObject *marks)
+{
+    static PyObject *call_soon, *flush_name;
+    PyObject *loop = at(marks, marks_loop), *flush_all, *handle = NULL;
+    if ((call_soon == NULL && (call_soon = PyUnicode_InternFromString("call_soon")) == NULL)
+        || (flush_name == NULL && (flush_name = PyUnicode_InternFromString("_flush")) == NULL))
+        return -1;
+    put(marks, marks_scheduled, Py_True);
+    if ((flush_all = PyObject_GetAttr(marks, flush_name)) != NULL)
+        handle = PyObject_CallMethodOneArg(loop, call_soon, flush_all);
+    Py_XDECREF(flush_all);
+    Py_XDECREF(handle);
+    return handle ? 0 : -1;
+}
+
+/* Have an outbox flushed in this turn of the loop, as links.link's Writer.mark does; -1 with an error. */
 static int mark_dirty(Writer *self)
 {
     static PyObject *name;
     PyObject *outbox = self->outbox, *marks = self->marks, *dirty;
     if (at(outbox, outbox_dirty) == Py_True)
         return 0;
-    if (is(marks, marks_type) && at(outbox, outbox_dirty) == Py_False && at(marks, marks_scheduled) == Py_True
+    if (is(marks, marks_type) && at(outbox, outbox_dirty) == Py_False && at(marks, marks_scheduled) != NULL && at(marks, marks_loop) != NULL
         && (dirty = at(marks, marks_dirty)) != NULL && PyList_CheckExact(dirty)) {
         if (PyList_Append(dirty, outbox) < 0)
             return -1;
         put(outbox, outbox_dirty, Py_True);
-        return 0;
+        return at(marks, marks_scheduled) == Py_True ? 0 : schedule(marks);
     }
     if (name == NULL && (name = PyUnicode_InternFromString("mark")) == NULL)
         return -1;
@@ -1412,6 +1443,57 @@ static PyObject *flush(PyObject *Py_UNUSED(module), PyObject *link)
     return PyLong_FromLong(0);
 }
 
+static PyObject *flush_all_method; /* links.link's own Writer._flush */
+#define PER_SLICE_MAX 128      /* links that are looked at in one turn: more are left to that */
+
+/* Writer._flush, in C where that is one slice of links: whatever a link leaves to Python, `flush` does. */
+static PyObject *flush_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    static PyObject *again;
+    PyObject *marks = args[0], *links, *counters, *fresh;
+    if (count != 1 || !is(marks, marks_type) || (links = at(marks, marks_dirty)) == NULL || !PyList_CheckExact(links)
+        || PyList_GET_SIZE(links) > PER_SLICE_MAX || !is(counters = at(marks, marks_counters), link_counters_type)
+        || at(marks, marks_flush_link) == NULL || !PyCFunction_CheckExact(at(marks, marks_flush_link))
+        || PyCFunction_GET_FUNCTION(at(marks, marks_flush_link)) != (PyCFunction)flush)
+        return PyObject_Vectorcall(flush_all_method, args, (size_t)count, NULL);
+    if ((again == NULL && (again = PyUnicode_InternFromString("mark_again")) == NULL) || (fresh = PyList_New(0)) == NULL)
+        return NULL;
+    Py_INCREF(links);
+    Py_INCREF(counters);
+    put(marks, marks_dirty, fresh);
+    Py_DECREF(fresh);
+    put(marks, marks_scheduled, Py_False);
+    Py_ssize_t writes = 0, written = 0, at_link = 0, size = 0;
+    for (; size >= 0 && at_link < PyList_GET_SIZE(links); at_link++) {
+        PyObject *link = Py_NewRef(PyList_GET_ITEM(links, at_link)), *flushed = flush(NULL, link);
+        size = flushed ? PyLong_AsSsize_t(flushed) : -1;
+        Py_XDECREF(flushed);
+        Py_DECREF(link);
+        writes += size > 0;
+        written += size > 0 ? size : 0;
+    }
+    PyObject *type = NULL, *error = NULL, *trace = NULL;
+    if (size < 0) { /* what ends programs came through, perhaps: the others may go on */
+        PyErr_Fetch(&type, &error, &trace);
+        PyObject *rest = PyList_GetSlice(links, at_link, PyList_GET_SIZE(links)),
+                 *marked = rest ? PyObject_CallMethodOneArg(marks, again, rest) : NULL;
+        Py_XDECREF(rest);
+        Py_XDECREF(marked);
+        PyErr_Clear();
+    }
+    int counted = bump(counters, counters_writes, writes) == 0 && bump(counters, counters_bytes_out, written) == 0;
+    Py_DECREF(links);
+    Py_DECREF(counters);
+    if (type != NULL) {
+        PyErr_Clear();
+        PyErr_Restore(type, error, trace);
+        return NULL;
+    }
+    if (!counted)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 /* ------------------------------------------------------------------ receive */
 
 /* A link's parser if nothing stands in the way of reading plain frames, borrowed. */
@@ -1438,17 +1520,6 @@ static PyObject *get_buffer(PyObject *Py_UNUSED(module), PyObject *const *args, 
         return Py_NewRef(room);
     }
     return PyObject_Vectorcall(get_buffer_method, args, (size_t)count, NULL);
-}
-
-/* Add to a number that stands in a slot; -1 with an error. */
-static int count_more(PyObject *object, Py_ssize_t offset, Py_ssize_t more)
-{
-    PyObject *sum = PyLong_FromSsize_t(count_at(object, offset) + more);
-    if (sum == NULL)
-        return -1;
-    put(object, offset, sum);
-    Py_DECREF(sum);
-    return 0;
 }
 
 /* Whether all of them were made of messages. */
@@ -1540,11 +1611,11 @@ static PyObject *buffer_updated(PyObject *Py_UNUSED(module), PyObject *const *ar
         }
         Py_ssize_t size = rest + fresh, position = -1;
         put(link, link_heard, Py_True);
-        if (!failed && count_more(counters, counters_bytes_in, fresh) == 0)
+        if (!failed && bump(counters, counters_bytes_in, fresh) == 0)
             position = read_frames((Reader *)reader, &view, 0, size, events);
         failed = position < 0;
         if (!failed && position == size && all_decoded(events))
-            failed = count_more(counters, counters_frames_in, PyList_GET_SIZE(events)) < 0 || hand_on(link, events) < 0;
+            failed = bump(counters, counters_frames_in, PyList_GET_SIZE(events)) < 0 || hand_on(link, events) < 0;
         else if (!failed)
             failed = go_on(link, parser, events, (const char *)view.buf + position, size - position, args[1]) < 0;
         PyBuffer_Release(&view);
@@ -1568,6 +1639,8 @@ static int add_method(PyObject *made, PyMethodDef *definition)
 
 static PyMethodDef get_buffer_definition = {"get_buffer", (PyCFunction)(void (*)(void))get_buffer, METH_FASTCALL,
                                             "get_buffer(link, sizehint)\n--\n\nSocketLink.get_buffer."},
+                   flush_all_definition = {"flush_all", (PyCFunction)(void (*)(void))flush_all, METH_FASTCALL,
+                                           "flush_all(writer)\n--\n\nWriter._flush of links.link."},
                    buffer_updated_definition = {"buffer_updated", (PyCFunction)(void (*)(void))buffer_updated, METH_FASTCALL,
                                                 "buffer_updated(link, nbytes)\n--\n\nSocketLink.buffer_updated."};
 
@@ -1621,9 +1694,10 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *const *args,
         {&given, "_hard_bytes", &outbox_hard}, {&given, "_congested", &outbox_congested},
         {&given, "_pieces", &outbox_pieces}, {&given, "dirty", &outbox_dirty}, {&given, "_counted", &outbox_counted},
         {&given, "_limits", &outbox_limits}, {&marks, "_dirty", &marks_dirty}, {&marks, "_scheduled", &marks_scheduled},
+        {&marks, "_loop", &marks_loop}, {&marks, "_counters", &marks_counters}, {&marks, "_flush_link", &marks_flush_link},
     };
-    if (count != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "know_outbox takes two types");
+    if (count != 3 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "know_outbox takes two types and a function");
         return NULL;
     }
     given = (PyTypeObject *)args[0];
@@ -1632,6 +1706,7 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *const *args,
         return NULL;
     Py_XSETREF(outbox_type, (PyTypeObject *)Py_NewRef(args[0]));
     Py_XSETREF(marks_type, (PyTypeObject *)Py_NewRef(args[1]));
+    Py_XSETREF(flush_all_method, Py_NewRef(args[2]));
     Py_RETURN_NONE;
 }
 
@@ -1665,6 +1740,7 @@ static PyObject *know_socket(PyObject *Py_UNUSED(module), PyObject *const *args,
         {&given, "_no_more", &link_no_more}, {&given, "_receiver", &link_receiver}, {&given, "heard", &link_heard},
         {&limits, "outbox_hard_bytes", &limits_hard}, {&loop, "receive_buffer", &loop_buffer},
         {&loop, "whole_receive_room", &loop_whole_room}, {&loop, "counters", &loop_counters},
+        {&counters, "writes", &counters_writes}, {&counters, "bytes_out", &counters_bytes_out},
         {&counters, "bytes_in", &counters_bytes_in}, {&counters, "frames_in", &counters_frames_in},
         {&parser, "_rest", &parser_rest}, {&parser, "_need", &parser_need}, {&parser, "_opcode", &parser_opcode},
         {&parser, "ended", &parser_ended}, {&parser, "more", &parser_more},
@@ -1700,8 +1776,8 @@ static PyMethodDef functions[] = {
      "know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)\n--\n\nThe types of the core; "
      "once, before all else."},
     {"know_outbox", (PyCFunction)(void (*)(void))know_outbox, METH_FASTCALL,
-     "know_outbox(Link, Writer)\n--\n\nThe types of the links that a Writer here writes to, and of what flushes them; once, "
-     "before the first."},
+     "know_outbox(Link, Writer, flush)\n--\n\nThe types of the links that a Writer here writes to, and of what flushes them, "
+     "with its own method; once, before the first."},
     {"know_peer", (PyCFunction)(void (*)(void))know_peer, METH_FASTCALL,
      "know_peer(Session, WebSocketPeer)\n--\n\nThe types of the sessions and peers that `spread` passes by; once."},
     {"know_core", (PyCFunction)(void (*)(void))know_core, METH_FASTCALL,
@@ -1731,7 +1807,7 @@ PyMODINIT_FUNC PyInit__native(void)
         || PyModule_AddObjectRef(made, "Writer", (PyObject *)&WriterType) < 0
         || PyModule_AddObjectRef(made, "Matcher", (PyObject *)&MatcherType) < 0
         || PyModule_AddObjectRef(made, "Feeder", (PyObject *)&FeederType) < 0
-        || add_method(made, &get_buffer_definition) < 0 || add_method(made, &buffer_updated_definition) < 0) {
+        || add_method(made, &flush_all_definition) < 0 || add_method(made, &get_buffer_definition) < 0 || add_method(made, &buffer_updated_definition) < 0) {
         Py_DECREF(made);
         return NULL;
     }

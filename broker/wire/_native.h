@@ -58,6 +58,9 @@ static inline Py_ssize_t count_at(PyObject *object, Py_ssize_t offset)
 /* Find the offsets; -1 with an ImportError if a name is no slot of its type. */
 HIDDEN int find_slots(const Slot *slots, size_t count);
 
+/* Add to a number that stands in a slot; -1 with an error. */
+HIDDEN int bump(PyObject *object, Py_ssize_t offset, Py_ssize_t by);
+
 /* Queue a plain call, or a plain result, at a session's link, as the engine has its peer deliver them; 0 if that is left
    to Python, -1 with an error. */
 HIDDEN int deliver_call(PyObject *session, PyObject *attempt, PyObject *endpoint, PyObject *method, PyObject *body,

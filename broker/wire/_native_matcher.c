@@ -41,23 +41,6 @@ typedef struct {
 
 /* ------------------------------------------------------------------ small things */
 
-/* Add to a number that stands in a slot; -1 with an error. */
-static int bump(PyObject *object, Py_ssize_t offset, Py_ssize_t by)
-{
-    PyObject *before = at(object, offset), *after;
-    long long value = before == NULL ? -1 : PyLong_AsLongLong(before);
-    if (value == -1 && (before == NULL || PyErr_Occurred())) {
-        if (before == NULL)
-            PyErr_SetString(PyExc_AttributeError, "a count is missing");
-        return -1;
-    }
-    if ((after = PyLong_FromLongLong(value + by)) == NULL)
-        return -1;
-    put(object, offset, after);
-    Py_DECREF(after);
-    return 0;
-}
-
 static inline int is_dict(PyObject *object)
 {
     return object != NULL && PyDict_CheckExact(object);

@@ -3,8 +3,8 @@
 All of them are None where there is no compiled module. They take over only what is common and right; whatever else
 comes goes by the Python they stand beside, as if they were not there: `get_buffer` and `buffer_updated` (of
 `links.socket`), `Reader` (`frames`, `jsonrpc`), `Feeder` (`Engine.feed_all`), `Matcher` (`core.requests`), `Writer`
-(`jsonrpc`, `frames`), `spread` (a broadcast for many sessions) and `flush` (of `links.link`). A request with its reply
-costs 1.6 µs between the bytes read and the bytes written, without them 11.2.
+(`jsonrpc`, `frames`), `spread` (a broadcast for many sessions), `flush_all` and `flush` (of `links.link`). A request
+with its reply costs 1.6 µs between the bytes read and the bytes written, without them 11.2.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ try:
         Writer,
         buffer_updated,
         flush,
+        flush_all,
         get_buffer,
         know,
         know_core,
@@ -50,11 +51,11 @@ try:
     know_core((Session, *tables, Deliver), LEVELS_MAX, SMALL_BYTES)
 except ImportError:  # not built, or for another layout of the objects than they have here
     Feeder = Matcher = Reader = Writer = flush = spread = know_outbox = know_peer = know_socket = None  # type: ignore[assignment, misc]
-    buffer_updated = get_buffer = None  # type: ignore[assignment]
+    buffer_updated = flush_all = get_buffer = None  # type: ignore[assignment]
 
 __all__ = [
-    "Feeder", "Matcher", "Reader", "Writer", "buffer_updated", "flush", "get_buffer", "know_outbox", "know_peer",
-    "know_socket", "match_for", "spread",
+    "Feeder", "Matcher", "Reader", "Writer", "buffer_updated", "flush", "flush_all", "get_buffer", "know_outbox",
+    "know_peer", "know_socket", "match_for", "spread",
 ]  # fmt: skip
 
 

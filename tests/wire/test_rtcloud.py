@@ -164,8 +164,8 @@ def test_params_become_args_and_kwargs(params: bytes, args: list[Any], kwargs: d
         ("C.a", b'{"k":{"in":{"$buffer":0}}}', (b"x",)),
         ("C.a", b'[{"$buffer":1}]', (b"x",)),
         ("C.a", b'{"$buffer":0}', (b"x",)),
-        ("C.a", b"[" * 5000 + b"]" * 5000, ()),
-        ("C.a", b'{"k":' * 5000 + b"1" + b"}" * 5000, ()),
+        ("C.a", b"[" * 100_000 + b"]" * 100_000, ()),
+        ("C.a", b'{"k":' * 100_000 + b"1" + b"}" * 100_000, ()),
     ],
 )
 def test_what_cannot_be_said_to_a_daemon_is_refused(method: str, params: bytes, attachments: tuple[bytes, ...]) -> None:
