@@ -9,10 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from broker.core.budget import Budget
+from broker.links.compiled import core
 from broker.links.limits import LinkLimits
 from broker.links.link import Writer
 from broker.links.loop import LoopLinks
 from broker.links.pair import PairLink, make_pair
+from broker.wire import native
 from broker.wire.frames import binary_frame, text_frame
 from tests.links.harness import LOOPS, Recorder, run, until
 
@@ -393,7 +395,13 @@ def test_both_ends_belong_to_one_loop() -> None:
     asyncio.run(main())
 
 
-def test_what_ends_the_program_while_one_link_is_flushed_keeps_no_other_from_being_flushed_later() -> None:
+WRITERS = [Writer] + [lambda loop: Writer(loop, flush_link=native.flush)] * (core() == "compiled core")
+
+
+@pytest.mark.parametrize("new_writer", WRITERS)
+def test_what_ends_the_program_while_one_link_is_flushed_keeps_no_other_from_being_flushed_later(
+    new_writer: Callable[[asyncio.AbstractEventLoop], Writer],
+) -> None:
     """A program may catch Ctrl-C and turn its loop again, to stop in good order."""
 
     class Flushed:
@@ -410,7 +418,7 @@ def test_what_ends_the_program_while_one_link_is_flushed_keeps_no_other_from_bei
             raise KeyboardInterrupt
 
     loop = asyncio.new_event_loop()
-    writer, links = Writer(loop), [Flushed(), Interrupted(), Flushed(), Flushed()]
+    writer, links = new_writer(loop), [Flushed(), Interrupted(), Flushed(), Flushed()]
     for link in links:
         writer.mark(link)
     with pytest.raises(KeyboardInterrupt):
@@ -418,4 +426,13 @@ def test_what_ends_the_program_while_one_link_is_flushed_keeps_no_other_from_bei
     assert [link.flushes for link in links] == [1, 1, 0, 0]
     loop.run_until_complete(asyncio.sleep(0.001))
     assert [link.flushes for link in links] == [1, 1, 1, 1]
+    many = [Flushed() for _ in range(300)]
+    for link in many:
+        writer.mark(link)
+    turns = 0
+    while not all(link.flushes for link in many):
+        loop.run_until_complete(asyncio.sleep(0))
+        turns += 1
+    assert turns == 3, "128 in each"
+    assert [link.flushes for link in many] == [1] * 300
     loop.close()
