@@ -120,7 +120,8 @@ class Engine:
                 try:
                     handlers[type(event)](event, now)
                 except Exception as error:
-                    failed = failed or error
+                    if failed is None:
+                        failed = error
         finally:
             self.settle()
         if failed is not None:

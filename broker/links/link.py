@@ -76,11 +76,11 @@ class Writer:
     def mark(self, link: Flushed) -> None:
         """Have a link flushed at the end of this loop turn."""
         if not link.dirty:
-            link.dirty = True
-            self._dirty.append(link)
-            if not self._scheduled:
-                self._scheduled = True
+            if not self._scheduled:  # first, so that a loop that has no room for it leaves nothing half done
                 self._loop.call_soon(self._flush)
+                self._scheduled = True
+            self._dirty.append(link)
+            link.dirty = True
 
     def _flush(self) -> None:
         links, self._dirty = self._dirty, []

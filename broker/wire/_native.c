@@ -1137,12 +1137,14 @@ static int schedule(PyObject *marks)
     if ((call_soon == NULL && (call_soon = PyUnicode_InternFromString("call_soon")) == NULL)
         || (flush_name == NULL && (flush_name = PyUnicode_InternFromString("_flush")) == NULL))
         return -1;
-    put(marks, marks_scheduled, Py_True);
     if ((flush_all = PyObject_GetAttr(marks, flush_name)) != NULL)
         handle = PyObject_CallMethodOneArg(loop, call_soon, flush_all);
     Py_XDECREF(flush_all);
-    Py_XDECREF(handle);
-    return handle ? 0 : -1;
+    if (handle == NULL)
+        return -1;
+    Py_DECREF(handle);
+    put(marks, marks_scheduled, Py_True);
+    return 0;
 }
 
 /* Have an outbox flushed in this turn of the loop, as links.link's Writer.mark does; -1 with an error. */
@@ -1154,10 +1156,10 @@ static int mark_dirty(Writer *self)
         return 0;
     if (is(marks, marks_type) && at(outbox, outbox_dirty) == Py_False && at(marks, marks_scheduled) != NULL && at(marks, marks_loop) != NULL
         && (dirty = at(marks, marks_dirty)) != NULL && PyList_CheckExact(dirty)) {
-        if (PyList_Append(dirty, outbox) < 0)
+        if ((at(marks, marks_scheduled) != Py_True && schedule(marks) < 0) || PyList_Append(dirty, outbox) < 0)
             return -1;
         put(outbox, outbox_dirty, Py_True);
-        return at(marks, marks_scheduled) == Py_True ? 0 : schedule(marks);
+        return 0;
     }
     if (name == NULL && (name = PyUnicode_InternFromString("mark")) == NULL)
         return -1;
@@ -1177,17 +1179,21 @@ static int push(Writer *self, Made *made, Py_ssize_t enqueued, Py_ssize_t flushe
     if (mark == NULL)
         return -1;
     Py_ssize_t before = PyList_GET_SIZE(pieces);
-    for (int i = 0; i < made->count; i++)
-        if (PyList_Append(pieces, made->parts[i]) < 0) {
-            PyList_SetSlice(pieces, before, PyList_GET_SIZE(pieces), NULL);
-            Py_DECREF(mark);
-            return -1;
-        }
+    int failed = 0;
+    for (int i = 0; !failed && i < made->count; i++) failed = PyList_Append(pieces, made->parts[i]) < 0;
+    if (failed || mark_dirty(self) < 0) { /* as if nothing had been tried: somebody will try again */
+        PyObject *type, *error, *trace;
+        PyErr_Fetch(&type, &error, &trace);
+        PyList_SetSlice(pieces, before, PyList_GET_SIZE(pieces), NULL);
+        PyErr_Restore(type, error, trace);
+        Py_DECREF(mark);
+        return -1;
+    }
     put(outbox, outbox_enqueued, mark);
     if (attempt)
         put(attempt, attempt_mark, mark);
     Py_DECREF(mark);
-    return mark_dirty(self) < 0 ? -1 : 1;
+    return 1;
 }
 
 /* How much has been put into an outbox that is open, and how much of it is gone; 0 if it is not, or they are no numbers. */
@@ -1444,18 +1450,28 @@ static PyObject *flush(PyObject *Py_UNUSED(module), PyObject *link)
 }
 
 static PyObject *flush_all_method; /* links.link's own Writer._flush */
+
+/* Let a method do in Python what it stands for. */
+static PyObject *in_python(PyObject *method, PyObject *const *args, Py_ssize_t count)
+{
+    if (method != NULL)
+        return PyObject_Vectorcall(method, args, (size_t)count, NULL);
+    PyErr_SetString(PyExc_RuntimeError, "know_outbox and know_socket come first");
+    return NULL;
+}
+
 #define PER_SLICE_MAX 128      /* links that are looked at in one turn: more are left to that */
 
 /* Writer._flush, in C where that is one slice of links: whatever a link leaves to Python, `flush` does. */
 static PyObject *flush_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     static PyObject *again;
-    PyObject *marks = args[0], *links, *counters, *fresh;
-    if (count != 1 || !is(marks, marks_type) || (links = at(marks, marks_dirty)) == NULL || !PyList_CheckExact(links)
+    PyObject *marks = count == 1 ? args[0] : NULL, *links, *counters, *fresh;
+    if (!is(marks, marks_type) || (links = at(marks, marks_dirty)) == NULL || !PyList_CheckExact(links)
         || PyList_GET_SIZE(links) > PER_SLICE_MAX || !is(counters = at(marks, marks_counters), link_counters_type)
         || at(marks, marks_flush_link) == NULL || !PyCFunction_CheckExact(at(marks, marks_flush_link))
         || PyCFunction_GET_FUNCTION(at(marks, marks_flush_link)) != (PyCFunction)flush)
-        return PyObject_Vectorcall(flush_all_method, args, (size_t)count, NULL);
+        return in_python(flush_all_method, args, count);
     if ((again == NULL && (again = PyUnicode_InternFromString("mark_again")) == NULL) || (fresh = PyList_New(0)) == NULL)
         return NULL;
     Py_INCREF(links);
@@ -1519,7 +1535,7 @@ static PyObject *get_buffer(PyObject *Py_UNUSED(module), PyObject *const *args, 
         Py_DECREF(zero);
         return Py_NewRef(room);
     }
-    return PyObject_Vectorcall(get_buffer_method, args, (size_t)count, NULL);
+    return in_python(get_buffer_method, args, count);
 }
 
 /* Whether all of them were made of messages. */
@@ -1541,7 +1557,7 @@ static int hand_on(PyObject *link, PyObject *events)
     if (PyList_GET_SIZE(events) == 0 || count_at(link, outbox_state) != 0)
         return 0;
     PyObject *receiver = at(link, link_receiver), *decoded = is(receiver, peer_type) ? at(receiver, peer_decoded) : NULL;
-    decoded = decoded ? Py_NewRef(decoded) : receiver ? PyObject_GetAttr(receiver, decoded_name) : NULL;
+    decoded = decoded ? Py_NewRef(decoded) : PyObject_GetAttr(receiver ? receiver : Py_None, decoded_name);
     PyObject *done = decoded ? PyObject_CallOneArg(decoded, events) : NULL;
     Py_XDECREF(decoded);
     if (done == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception)) {
@@ -1584,15 +1600,15 @@ static int go_on(PyObject *link, PyObject *parser, PyObject *events, const char 
 /* SocketLink.buffer_updated, in C where plain frames with plain messages came. */
 static PyObject *buffer_updated(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    PyObject *link = args[0], *parser = count == 2 && PyLong_CheckExact(args[1]) ? idle_parser(link) : NULL, *links, *counters,
-             *buffer;
+    PyObject *link = count == 2 ? args[0] : NULL, *parser = link && PyLong_CheckExact(args[1]) ? idle_parser(link) : NULL,
+             *links, *counters, *buffer;
     Py_ssize_t fresh = parser ? PyLong_AsSsize_t(args[1]) : -1, rest = parser ? PyBytes_GET_SIZE(at(parser, parser_rest)) : 0;
     if (fresh <= 0 || count_at(link, socket_rest_size) != rest || at(link, link_begun) != Py_True
         || at(link, link_no_more) != Py_False || !is(links = at(link, link_links), loop_type)
         || !is(counters = at(links, loop_counters), link_counters_type) || (buffer = at(links, loop_buffer)) == NULL
         || ((Reader *)at(link, link_reader))->reading) {
         PyErr_Clear();
-        return PyObject_Vectorcall(buffer_updated_method, args, (size_t)count, NULL);
+        return in_python(buffer_updated_method, args, count);
     }
     Py_buffer view;
     PyObject *events = PyList_New(0), *reader = Py_NewRef(at(link, link_reader));

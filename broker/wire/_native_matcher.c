@@ -36,7 +36,7 @@ typedef struct {
     Py_ssize_t in_flight_max, soft_bytes;
     PyObject *deadline; /* of the last request */
     long caller; /* the bit of the role */
-    char rated;
+    char plain; /* whether they are numbers, and there is none for the rate */
 } Matcher;
 
 /* ------------------------------------------------------------------ small things */
@@ -199,18 +199,17 @@ static int know_limits(Matcher *self, PyObject *limits)
              *soft = in_flight ? PyObject_GetAttrString(limits, "memory_soft_bytes") : NULL,
              *rate = soft ? PyObject_GetAttrString(limits, "requests_per_s") : NULL;
     int rated = rate ? PyObject_IsTrue(rate) : -1;
-    Py_ssize_t in_flight_max = rated < 0 ? -1 : PyLong_AsSsize_t(in_flight),
-               soft_bytes = PyErr_Occurred() ? -1 : PyLong_AsSsize_t(soft);
+    if (rated >= 0) {
+        self->in_flight_max = PyLong_CheckExact(in_flight) ? PyLong_AsSsize_t(in_flight) : -1;
+        self->soft_bytes = PyLong_CheckExact(soft) ? PyLong_AsSsize_t(soft) : -1;
+        PyErr_Clear(); /* what is no number, or too large a one, is -1: then nothing is plain */
+        self->plain = !rated && self->in_flight_max >= 0 && self->soft_bytes >= 0;
+        Py_XSETREF(self->limits, Py_NewRef(limits));
+    }
     Py_XDECREF(in_flight);
     Py_XDECREF(soft);
     Py_XDECREF(rate);
-    if (PyErr_Occurred())
-        return -1;
-    Py_XSETREF(self->limits, Py_NewRef(limits));
-    self->in_flight_max = in_flight_max;
-    self->soft_bytes = soft_bytes;
-    self->rated = (char)rated;
-    return 0;
+    return rated < 0 ? -1 : 0;
 }
 
 /* What a plain request needs, all borrowed. */
@@ -234,7 +233,7 @@ static int may_ask(Matcher *self, PyObject *event, Plan *plan)
         return -1;
     Py_ssize_t used = count_at(self->budget, budget_used);
     long bits = number_of(roles, at(event, asked_endpoint));
-    if (self->rated || PyDict_GET_SIZE(plan->requests) >= self->in_flight_max || used < 0 || used > self->soft_bytes || bits < 0
+    if (!self->plain || PyDict_GET_SIZE(plan->requests) >= self->in_flight_max || used < 0 || used > self->soft_bytes || bits < 0
         || !(bits & self->caller))
         return 0;
     int there = PyDict_Contains(plan->requests, wire_id);
@@ -254,10 +253,10 @@ static int may_go(Matcher *self, PyObject *event, Plan *plan)
         return PyErr_Occurred() ? -1 : 0;
     if (!is(endpoint, endpoint_type) || !is_dict(registrations = at(endpoint, endpoint_registrations))
         || PyDict_GET_SIZE(registrations) == 0 || !is(plan->policy = at(endpoint, endpoint_free), least_type)
-        || (timeout = at(options, options_timeout)) == NULL)
+        || (timeout = at(options, options_timeout)) == NULL || at(endpoint, endpoint_name) == NULL)
         return 0;
     plan->timeout = seconds(timeout == Py_None ? at(endpoint, endpoint_deadline) : timeout);
-    if (!(plan->timeout > 0) || (timeout != Py_None && !(plan->timeout <= seconds(at(endpoint, endpoint_deadline_max)))))
+    if (!(plan->timeout > 0 && plan->timeout < 1e9) || (timeout != Py_None && !(plan->timeout <= seconds(at(endpoint, endpoint_deadline_max)))))
         return 0;
     plan->registration = first_of(plan->policy, method, &plan->load, &plan->lowest);
     return plan->registration != NULL && is(plan->worker = at(plan->registration, registration_session), session_type)
@@ -270,7 +269,7 @@ static PyObject *add_deadline(Matcher *self, PyObject *request, double due_at, P
     static PyObject *add;
     PyObject *deadlines = self->deadlines, *per_slot = at(deadlines, deadlines_per_slot), *last = at(deadlines, deadlines_last);
     double slot = per_slot && PyFloat_CheckExact(per_slot) ? due_at * PyFloat_AS_DOUBLE(per_slot) : -1.0;
-    if (slot >= 0 && slot < 9e15 && (Py_ssize_t)slot + 1 == count_at(deadlines, deadlines_last_slot) && is_dict(last))
+    if (slot >= 0 && slot < (double)(PY_SSIZE_T_MAX / 4) && (Py_ssize_t)slot + 1 == count_at(deadlines, deadlines_last_slot) && is_dict(last))
         return PyDict_SetItem(last, request, Py_None) < 0 ? NULL : Py_NewRef(last);
     if (add == NULL && (add = PyUnicode_InternFromString("add")) == NULL)
         return NULL;
@@ -298,12 +297,22 @@ static int open_both(Matcher *self, const Plan *plan, PyObject *request, PyObjec
     return bump(self->counters, counters_accepted, 1) < 0 || bump(self->counters, counters_attempts, 1) < 0 ? -1 : 0;
 }
 
+/* What came of queueing a message at once: if that failed, the engine tries again, which closes the link that is at fault and
+   no other. What ends programs comes through. */
+static int left_to_engine(int queued)
+{
+    if (queued >= 0 || !PyErr_ExceptionMatches(PyExc_Exception))
+        return queued;
+    PyErr_Clear();
+    return 0;
+}
+
 /* Tell the worker. */
 static int call(Matcher *self, const Plan *plan, PyObject *attempt, double left_s)
 {
     PyObject *name = at(plan->endpoint, endpoint_name);
     if (PyList_GET_SIZE(self->effects) == 0) {
-        int queued = deliver_call(plan->worker, attempt, name, plan->method, plan->body, left_s);
+        int queued = left_to_engine(deliver_call(plan->worker, attempt, name, plan->method, plan->body, left_s));
         if (queued)
             return queued < 0 ? -1 : 0;
     }
@@ -375,32 +384,46 @@ end:
 
 /* ------------------------------------------------------------------ answered */
 
-/* Count an end, as Counters.end. */
-static int count_end(Matcher *self, double elapsed_s)
+/* The books in which an end is counted, borrowed, and where. */
+typedef struct {
+    PyObject *ended, *latency;
+    double sum_s;
+    Py_ssize_t bucket;
+} Books;
+
+/* Look at the books; 0 if they are not as Counters makes them. */
+static int open_books(Matcher *self, double elapsed_s, Books *books)
 {
-    PyObject *counters = self->counters, *ended = at(counters, counters_ended), *latency = at(counters, counters_latency),
-             *sum = at(counters, counters_sum), *number;
-    if (!is_dict(ended) || latency == NULL || !PyList_CheckExact(latency) || sum == NULL || !PyFloat_CheckExact(sum)) {
-        PyErr_SetString(PyExc_TypeError, "the counters are not what they were");
-        return -1;
-    }
-    long count = number_of(ended, self->ok);
-    if (count < 0 || (number = PyLong_FromLong(count + 1)) == NULL)
-        return -1;
-    int failed = PyDict_SetItem(ended, self->ok, number);
-    Py_DECREF(number);
-    if (failed < 0 || (number = PyFloat_FromDouble(PyFloat_AS_DOUBLE(sum) + elapsed_s)) == NULL)
-        return -1;
-    put(counters, counters_sum, number);
-    Py_DECREF(number);
-    Py_ssize_t bucket = 0;
+    PyObject *sum = at(self->counters, counters_sum), *count;
+    books->ended = at(self->counters, counters_ended);
+    books->latency = at(self->counters, counters_latency);
+    if (!is_dict(books->ended) || sum == NULL || !PyFloat_CheckExact(sum) || books->latency == NULL
+        || !PyList_CheckExact(books->latency) || PyList_GET_SIZE(books->latency) == 0)
+        return 0;
+    books->sum_s = PyFloat_AS_DOUBLE(sum);
+    books->bucket = 0;
     for (unsigned long long us = elapsed_s < 1e12 ? (unsigned long long)(elapsed_s * 1e6) : ULLONG_MAX; us; us >>= 1)
-        bucket++;
-    if (bucket >= PyList_GET_SIZE(latency))
-        bucket = PyList_GET_SIZE(latency) - 1;
-    if (bucket < 0 || (number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GET_ITEM(latency, bucket)) + 1)) == NULL)
+        books->bucket++;
+    if (books->bucket >= PyList_GET_SIZE(books->latency))
+        books->bucket = PyList_GET_SIZE(books->latency) - 1;
+    count = PyList_GET_ITEM(books->latency, books->bucket);
+    return PyLong_CheckExact(count) && number_of(books->ended, self->ok) >= 0;
+}
+
+/* Count an end, as Counters.end. */
+static int count_end(Matcher *self, const Books *books, double elapsed_s)
+{
+    PyObject *number = PyLong_FromLong(number_of(books->ended, self->ok) + 1);
+    int failed = number == NULL || PyDict_SetItem(books->ended, self->ok, number) < 0;
+    Py_XDECREF(number);
+    if (failed || (number = PyFloat_FromDouble(books->sum_s + elapsed_s)) == NULL)
         return -1;
-    return PyList_SetItem(latency, bucket, number);
+    put(self->counters, counters_sum, number);
+    Py_DECREF(number);
+    long long count = PyLong_AsLongLong(PyList_GET_ITEM(books->latency, books->bucket));
+    if ((count == -1 && PyErr_Occurred()) || (number = PyLong_FromLongLong(count + 1)) == NULL)
+        return -1;
+    return PyList_SetItem(books->latency, books->bucket, number);
 }
 
 /* Take a request and its attempt out of the tables, as Pending.close. */
@@ -434,7 +457,7 @@ static int tell(Matcher *self, PyObject *caller, PyObject *wire_id, PyObject *bo
     if (link == NULL || link == Py_None)
         return 0;
     if (PyList_GET_SIZE(self->effects) == 0) {
-        int queued = deliver_result(caller, wire_id, body, meta);
+        int queued = left_to_engine(deliver_result(caller, wire_id, body, meta));
         if (queued)
             return queued < 0 ? -1 : 0;
     }
@@ -459,11 +482,10 @@ static int release(Matcher *self, PyObject *registration, PyObject *endpoint, Py
 }
 
 /* How a reply came about, a new reference; None where its caller did not ask. */
-static PyObject *meta_of(Matcher *self, PyObject *request, PyObject *options, PyObject *worker, PyObject *now)
+static PyObject *meta_of(Matcher *self, PyObject *request, int wanted, PyObject *worker, PyObject *now)
 {
     static PyObject *name;
-    PyObject *wanted = at(options, options_meta);
-    if (wanted != Py_True)
+    if (!wanted)
         return Py_NewRef(Py_None);
     if (name == NULL && (name = PyUnicode_InternFromString("_reply_meta")) == NULL)
         return NULL;
@@ -475,7 +497,8 @@ static PyObject *meta_of(Matcher *self, PyObject *request, PyObject *options, Py
 static int match(Matcher *self, PyObject *event, PyObject *now)
 {
     PyObject *worker, *number, *attempts, *attempt, *request, *registration, *endpoint, *options, *caller, *requests, *slot,
-        *accepted_at, *body;
+        *accepted_at, *body, *told;
+    Books books;
     if (!is(event, answered_type) || !PyFloat_CheckExact(now) || at(event, answered_error) != Py_None
         || plain_size(body = at(event, answered_body)) < 0 || !is(worker = at(event, answered_session), session_type)
         || (number = at(event, answered_attempt)) == NULL || !PyLong_CheckExact(number)
@@ -489,25 +512,27 @@ static int match(Matcher *self, PyObject *event, PyObject *now)
         || !is(endpoint = at(registration, registration_endpoint), endpoint_type)
         || at(request, request_stream) != Py_None || at(request, request_work) != Py_None
         || !is(options = at(request, request_options), options_type) || at(options, options_timing) != Py_False
+        || ((told = at(options, options_meta)) != Py_True && told != Py_False)
         || !is(caller = at(request, request_session), session_type) || !is_dict(requests = at(caller, session_requests))
         || (slot = at(request, request_slot)) == NULL || !(slot == Py_None || is_dict(slot))
         || (accepted_at = at(request, request_accepted)) == NULL || !PyFloat_CheckExact(accepted_at)
         || PyFloat_AS_DOUBLE(now) < PyFloat_AS_DOUBLE(accepted_at) || count_at(request, request_held) < 0)
         return 0;
     double elapsed_s = PyFloat_AS_DOUBLE(now) - PyFloat_AS_DOUBLE(accepted_at);
-    PyObject *meta = meta_of(self, request, options, worker, now);
-    if (meta == NULL)
-        return -1;
+    if (!open_books(self, elapsed_s, &books))
+        return 0;
+    /* From here on Python may run: what is used is held by the event, the attempt and the request. */
     Py_INCREF(attempt);
     Py_INCREF(request);
-    int done = close_both(self, request, attempt, requests, attempts) < 0 || count_end(self, elapsed_s) < 0
-                       || tell(self, caller, at(request, request_wire_id), body, meta) < 0
-                       || release(self, registration, endpoint, now) < 0
-                   ? -1
-                   : 1;
+    PyObject *meta = NULL;
+    int done = -1;
+    if (close_both(self, request, attempt, requests, attempts) == 0 && count_end(self, &books, elapsed_s) == 0
+        && (meta = meta_of(self, request, told == Py_True && at(caller, session_link) != Py_None, worker, now)) != NULL
+        && tell(self, caller, at(request, request_wire_id), body, meta) == 0 && release(self, registration, endpoint, now) == 0)
+        done = 1;
     Py_DECREF(attempt);
     Py_DECREF(request);
-    Py_DECREF(meta);
+    Py_XDECREF(meta);
     return done;
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -93,7 +94,7 @@ def asked(seen: Seen, world: World, event: Asked) -> bool:
     "options",
     [Options(), Options(timeout=5.0), Options(meta=True), Options(stream_in=True), Options(stream_out=True),
      Options(progress=b"1"), Options(group="g"), Options(idempotent=True, retries=1), Options(trace="t", meta=True),
-     Options(timeout=3600.0), Options(timing=True), Options(priority=3), Options(wait=True)],
+     Options(timeout=3600.0), Options(timing=True), Options(priority=3), Options(wait=True), Options(meta=1)],  # type: ignore[arg-type]
 )  # fmt: skip
 def test_these_options_are_plain(monkeypatch: pytest.MonkeyPatch, options: Options) -> None:
     seen = Seen(monkeypatch)
@@ -105,7 +106,7 @@ def test_these_options_are_plain(monkeypatch: pytest.MonkeyPatch, options: Optio
     attempt = world.calls(worker)[-1].attempt
     assert attempt.request.attempts == 1 and attempt.request.deadline == world.now + (options.timeout or 30.0)
     world.answer(worker, attempt)
-    assert (seen.answered == before) == (not options.timing)
+    assert (seen.answered == before) == (not options.timing and isinstance(options.meta, bool))
     assert world.one_end(caller).outcome.kind is errors.OK
     assert not caller.requests and not worker.attempts
 
@@ -335,6 +336,85 @@ def test_a_table_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     del caller.requests[1]
     with pytest.raises(KeyError):
         world.router.handle(Answered(worker, attempt.id, Body(b"1")), world.now)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"memory_soft_bytes": 1e9},
+        {"memory_soft_bytes": 1 << 63},
+        {"in_flight_max": float("inf")},
+        {"in_flight_max": 10**20},
+    ],
+)
+def test_bounds_that_fit_no_number_of_c_are_left_to_python(monkeypatch: pytest.MonkeyPatch, limits: Any) -> None:
+    seen = Seen(monkeypatch)
+    world = Matched(Limits(**limits))
+    caller, worker = world.caller(), world.worker()
+    warm(world, caller, worker)
+    world.ask(caller, 1)
+    world.answer(worker, world.calls(worker)[-1].attempt)
+    assert world.one_end(caller).outcome.kind is errors.OK and seen.asked == 2
+
+
+def test_what_is_fed_while_a_reply_is_told_of_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may run in between, and feed the same answer again: it finds no attempt any more."""
+    world = Matched()
+    caller, worker = world.caller(), world.worker()
+    warm(world, caller, worker)
+    world.ask(caller, 1, meta=True)
+    attempt = world.calls(worker)[-1].attempt.id
+    world.take()
+    fed = 0
+
+    def again(*_: object) -> None:
+        nonlocal fed
+        fed += 1
+        if fed == 1:
+            world.router.handle(Answered(worker, attempt, Body(b"2")), world.now)
+
+    monkeypatch.setattr(Requests, "_reply_meta", again)
+    world.answer(worker, attempt)
+    assert world.one_end(caller).body == Body(b"1")
+    assert fed == 1 and world.router.counters.late_replies == 1
+
+
+def test_books_that_are_not_as_they_were_made_are_left_to_python() -> None:
+    def spoil_ended(counters: Any) -> None:
+        del counters.ended["ok"]
+
+    def spoil_latency(counters: Any) -> None:
+        counters.latency = []
+
+    def spoil_sum(counters: Any) -> None:
+        counters.latency_sum_s = None
+
+    for spoil, error in ((spoil_ended, KeyError), (spoil_latency, IndexError), (spoil_sum, TypeError)):
+        world = Matched()
+        caller, worker = world.caller(), world.worker()
+        warm(world, caller, worker)
+        world.ask(caller, 1)
+        attempt = world.calls(worker)[-1].attempt.id
+        spoil(world.router.counters)
+        with pytest.raises(error):
+            world.router.handle(Answered(worker, attempt, Body(b"1")), world.now)
+
+
+def test_misuse_is_told_and_ends_no_process() -> None:
+    program = """
+from broker.wire import native
+for call in (
+    lambda: native.get_buffer(1, 2), lambda: native.buffer_updated.__func__(),
+    lambda: next(iter(native.buffer_updated.__func__, 0)), lambda: native.flush_all(1),
+):
+    try:
+        call()
+    except RuntimeError as error:
+        assert "first" in str(error)
+    else:
+        raise AssertionError(call)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=50)
 
 
 def test_what_it_is_made_of_must_be_right() -> None:

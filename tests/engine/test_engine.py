@@ -17,6 +17,7 @@ from broker.core.messages import Body, Call, End, Message, Options
 from broker.core.router import Router
 from broker.core.sessions import Session
 from broker.engine.engine import Engine
+from broker.links import compiled
 from broker.wire.pieces import join_reply
 
 EVERYTHING = (Grant(Role.CALLER | Role.WORKER),)
@@ -64,7 +65,7 @@ class Recorder:
 class World:
     def __init__(self, **options: int) -> None:
         self.router = Router(Limits(slot_s=0.01), join=join_reply, node="n", now=0.0)
-        self.engine = Engine(self.router, asyncio.get_running_loop(), **options)
+        self.engine = Engine(self.router, asyncio.get_running_loop(), compiled=compiled.wanted(), **options)
         self.delays: list[float] = []
 
     def attach(

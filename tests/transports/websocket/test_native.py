@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from broker.core.events import Answered
+from broker.core.messages import Body
 from broker.core.sessions import Session
 from broker.links.compiled import PURE, core
 from broker.links.link import Link
@@ -215,6 +218,52 @@ def test_what_is_common_goes_through_c() -> None:
             assert session.kept is not None and session.kept.received == 2
 
     run(main)
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_reply_that_cannot_be_queued_is_its_callers_fault_and_costs_the_worker_nothing(
+    times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing:
+        """A loop that has no room, so many times."""
+
+        def __init__(self, loop: Any) -> None:
+            self.loop = loop
+            self.left = times
+
+        def call_soon(self, *arguments: Any) -> Any:
+            self.left -= 1
+            if self.left >= 0:
+                raise MemoryError("no room for a handle")
+            return self.loop.call_soon(*arguments)
+
+    async def main() -> None:
+        async with serving() as world:
+            worker, caller = await world.worker("lab", "&capacity=1"), await world.caller("lab")
+            for _ in range(2):
+                await caller.ask("m")
+                await worker.answer(await worker.taken(), result=0)
+                await caller.read()
+            await caller.ask("m")
+            await worker.taken()
+            router, writer = world.broker.router, world.broker.links.writer
+            (registration,) = router.registry.by_name["lab"].registrations.values()
+            (attempt,) = registration.session.attempts
+            (asking,) = [one for one in router.sessions.by_id.values() if one.requests]
+            loop = writer._loop
+            writer._loop = Failing(loop)  # type: ignore[assignment]
+            world.broker.engine.feed_all([Answered(registration.session, attempt, Body(b"1"))])
+            writer._loop = loop
+            assert registration.free and registration.load == 0 and not router.pending.count
+            assert link_of(registration.session).is_open
+            assert link_of(asking).is_open == (times == 1)
+            if times == 1:
+                assert head(await caller.read())["result"] == 1
+            await worker.send({"jsonrpc": "2.0", "id": "still", "method": "broker.ping"})
+            await worker.find(lambda message: head(message).get("id") == "still")
+
+    with caplog.at_level(logging.CRITICAL):
+        run(main)
 
 
 # ---------------------------------------------------------------- broadcasts
