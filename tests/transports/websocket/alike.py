@@ -58,6 +58,10 @@ CHUNKS = (1, 3, 50, 5000, 1 << 20, 1 << 20, 1 << 20)
 """how many bytes come at once"""
 
 
+class Failure(AssertionError):
+    """A run went wrong, or two of them differ: the text says how to see it again."""
+
+
 class Way(NamedTuple):
     """How a run goes: the class of its links, whether its engine is the compiled one, and what PURE is set to."""
 
@@ -136,8 +140,8 @@ class World:
         if not any(peer.transport.link._pieces for peer in self.peers):  # the budget hears of them once per turn
             self.router.check()
         links = [peer.transport.link for peer in self.peers]
-        standing_now = standing(self.router, self.engine, self.links.counters, links)
-        self.steps.append({"written": repr(self.lines)} | standing_now)
+        stands = standing(self.router, self.engine, self.links.counters, links)
+        self.steps.append({"written": repr(self.lines)} | stands)
         self.lines = []
 
     def present(self) -> list[Peer]:
@@ -255,13 +259,12 @@ def count_calls(patch: pytest.MonkeyPatch, name: str, calls: Counter[str]) -> No
 
 
 def run(way: Way, seed: int, steps: int, *, calm: bool, one_by_one: bool = False) -> World:
-    """A run from a seed, from its first step to its last."""
+    """A run from a seed, from its first step to its last. Raises Failure."""
     with virtual_time() as loop, pytest.MonkeyPatch.context() as patch:
         patch.setenv(PURE, way.pure)
         patch.setattr(jsonrpc, "_ROUTES", {})  # what all of a process have learned
         numbers = itertools.count()
         patch.setattr(secrets, "token_urlsafe", lambda _: f"secret {next(numbers)}")
-
         calls: Counter[str] = Counter()
         for name in ("asked", "answered"):
             count_calls(patch, name, calls)
@@ -269,7 +272,12 @@ def run(way: Way, seed: int, steps: int, *, calm: bool, one_by_one: bool = False
         async def main() -> World:
             world = World(way, seed, calm=calm, one_by_one=one_by_one)
             world.in_python = calls
-            await world.run(steps)
+            try:
+                await world.run(steps)
+                assert not world.raised, world.raised
+            except Exception as error:
+                text = f"seed {seed}, {calm=}, {one_by_one=}, {way.name}, step {len(world.steps)}: {error!r}"
+                raise Failure(text) from error
             return world
 
         return loop.run_until_complete(main())

@@ -12,12 +12,14 @@ import pytest
 
 from broker.links.compiled import core
 from broker.links.socket import SocketLink
-from tests.transports.websocket.alike import Way, World, python_link, run
-
-pytestmark = pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here")
+from tests.transports.websocket.alike import Failure, Way, World, python_link, run
 
 SEEDS = int(os.environ.get("ALIKE_SEEDS", "32"))
 """days of each kind"""
+pytestmark = [
+    pytest.mark.skipif(core() != "compiled core", reason="there is no compiled core here"),
+    pytest.mark.timeout(60 + SEEDS),
+]
 STEPS = 150
 AROUND = 200
 """characters that are shown on either side of where two texts part"""
@@ -45,11 +47,11 @@ def excerpts(one: str, other: str) -> tuple[str, str]:
 
 
 def told_alike(ways: tuple[Way, Way], seed: int, *, calm: bool, one_by_one: bool = False) -> tuple[World, World]:
-    """Run it both ways, and compare."""
+    """Run it both ways, and compare. Raises Failure."""
     first, second = (run(way, seed, STEPS, calm=calm, one_by_one=one_by_one) for way in ways)
     parted = parting(first, second)
-    assert not parted, f"seed {seed}, {calm=}, {one_by_one=}, {parted}"
-    assert not first.raised, f"seed {seed}, {calm=}, {one_by_one=}: {first.raised}"
+    if parted:
+        raise Failure(f"seed {seed}, {calm=}, {one_by_one=}, {parted}")
     return first, second
 
 
