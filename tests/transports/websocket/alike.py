@@ -14,6 +14,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -58,6 +59,10 @@ CHUNKS = (1, 3, 50, 5000, 1 << 20, 1 << 20, 1 << 20)
 """how many bytes come at once"""
 
 
+ORDER = "order among links"
+"""the name of what a step tells of it"""
+
+
 class Failure(AssertionError):
     """A run went wrong, or two of them differ: the text says how to see it again."""
 
@@ -92,7 +97,7 @@ class World:
         self.calm = calm
         self.one_by_one = one_by_one
         self.rng = rng = random.Random(seed)
-        self.kernel = random.Random(seed + 1)
+        self.seed = seed
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda _, context: self.raised.append(context))
         self.limits = calm_limits(rng) if calm else troubled_limits(rng)
@@ -105,7 +110,7 @@ class World:
         self.in_python: Counter[str] = Counter()
         """how often the handlers in Python took something in, by their names"""
         self.raised: list[dict[str, Any]] = []
-        self.lines: list[str] = []
+        self.lines: list[tuple[int, str]] = []
         self.steps: list[dict[str, str]] = []
         acts: list[tuple[Callable[[], None], float]] = [
             (self.come, 4), (self.talk, 56), (self.lose, 0.2), (self.stick, 6), (self.unstick, 6),
@@ -114,8 +119,8 @@ class World:
         self.acts = [act for act, _ in acts]
         self.weights = [weight for _, weight in acts]
 
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def say(self, number: int, line: str) -> None:
+        self.lines.append((number, line))
 
     async def run(self, steps: int) -> None:
         for _ in range(5):
@@ -141,7 +146,8 @@ class World:
             self.router.check()
         links = [peer.transport.link for peer in self.peers]
         stands = standing(self.router, self.engine, self.links.counters, links)
-        self.steps.append({"written": repr(self.lines)} | stands)
+        written = {"written": repr(sorted(self.lines, key=itemgetter(0))), ORDER: repr([one for one, _ in self.lines])}
+        self.steps.append(written | stands)
         self.lines = []
 
     def present(self) -> list[Peer]:
@@ -154,8 +160,10 @@ class World:
         rng = self.rng
         if len(self.present()) >= PEERS_MAX:
             return
-        transport = Transport(len(self.peers), self.say, self.kernel, one_by_one=self.one_by_one)
-        transport.link = link = self.way.link(self.links, remote=f"remote {transport.number}")
+        number = len(self.peers)
+        kernel = random.Random(f"{self.seed} {number}")
+        transport = Transport(number, self.say, kernel, one_by_one=self.one_by_one)
+        transport.link = link = self.way.link(self.links, remote=f"remote {number}")
         link.connection_made(transport)
         role = rng.choice(CALM_ROLES if self.calm else ROLES)
         endpoint = rng.choice(CALM_NAMES if self.calm else NAMES)

@@ -32,7 +32,9 @@ PARAMS: tuple[dict[str, object], ...] = ({}, {"endpoint": "least"}, {"topic": "t
 class Transport(asyncio.Transport):
     """What a link writes to: takes everything, or, while it is stuck, some of it."""
 
-    def __init__(self, number: int, say: Callable[[str], None], kernel: random.Random, *, one_by_one: bool) -> None:
+    def __init__(
+        self, number: int, say: Callable[[int, str], None], kernel: random.Random, *, one_by_one: bool
+    ) -> None:
         """`kernel` draws how much it takes; `one_by_one`: no chunk that comes holds of more than one frame."""
         super().__init__()
         self.number = number
@@ -67,7 +69,7 @@ class Transport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override, unused-ignore]
         data = bytes(data)
-        self.say(f"{self.number} writes {data!r}")
+        self.say(self.number, f"writes {data!r}")
         taken = self.kernel.randrange(len(data) + 1) if self.stuck else len(data)
         self._take(data[:taken])
         self.outgoing += data[taken:]
@@ -75,18 +77,18 @@ class Transport(asyncio.Transport):
             self.link.pause_writing()
 
     def write_eof(self) -> None:
-        self.say(f"{self.number} writes no more")
+        self.say(self.number, "writes no more")
 
     def pause_reading(self) -> None:
         self.reading = False
-        self.say(f"{self.number} pauses")
+        self.say(self.number, "pauses")
 
     def resume_reading(self) -> None:
         self.reading = True
-        self.say(f"{self.number} reads")
+        self.say(self.number, "reads")
 
     def close(self) -> None:
-        self.say(f"{self.number} closes")
+        self.say(self.number, "closes")
         if not self.closing:
             self.closing = True
             asyncio.get_running_loop().call_soon(self.lose)

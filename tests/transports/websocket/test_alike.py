@@ -12,7 +12,7 @@ import pytest
 
 from broker.links.compiled import core
 from broker.links.socket import SocketLink
-from tests.transports.websocket.alike import Failure, Way, World, python_link, run
+from tests.transports.websocket.alike import ORDER, Failure, Way, World, python_link, run
 
 SEEDS = int(os.environ.get("ALIKE_SEEDS", "32"))
 """days of each kind"""
@@ -32,7 +32,7 @@ def parting(first: World, second: World) -> str:
     """Where the steps of two runs part; empty if they do not."""
     for number, (one, other) in enumerate(zip(first.steps, second.steps, strict=True)):
         for name in one:
-            if one[name] != other[name]:
+            if one[name] != other[name] and not (name == ORDER and second.way is PYTHON):
                 said = excerpts(one[name], other[name])
                 return f"step {number}, {name}:\n{first.way.name}: {said[0]}\n{second.way.name}: {said[1]}"
     return ""
@@ -76,6 +76,9 @@ def test_calm_days_most_of_which_go_through_c() -> None:
 
 @pytest.mark.parametrize("calm", [False, True])
 def test_days_on_which_messages_come_one_by_one(calm: bool) -> None:
-    """Without a reader in C the effects of each message are performed before the next is taken in."""
+    """Without a reader in C the effects of each message are performed before the next is taken in.
+
+    What is written to several links in one turn goes in another order, as a broadcast in C reaches plain ones first.
+    """
     for seed in range(SEEDS // 2):
         told_alike((COMPILED, PYTHON), seed, calm=calm, one_by_one=True)
