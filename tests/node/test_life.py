@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -76,6 +77,9 @@ def test_a_hundred_lives_leave_what_one_leaves() -> None:
         assert isinstance(waits.exception(), errors.ShuttingDown)
 
     async def main() -> None:
+        loop, both = asyncio.get_running_loop(), threading.Barrier(2)
+        loop.set_default_executor(ThreadPoolExecutor(2))  # whose threads are all there from the start
+        await asyncio.gather(*(loop.run_in_executor(None, both.wait) for _ in range(2)))
         await life()
         gc.collect()
         before = descriptors(), threading.active_count(), len(asyncio.all_tasks())
