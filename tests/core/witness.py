@@ -15,6 +15,7 @@ import msgspec
 from broker.core import errors
 from broker.core.access import Role
 from broker.core.attaching import Attaching, outlives
+from broker.core.classes import class_of
 from broker.core.dispatch import rank
 from broker.core.events import (
     Answered,
@@ -652,10 +653,20 @@ class Witness:
         expect(worker in able, asking, "went to one who cannot take it: load", mine.load, "of", mine.capacity)
         policy = self._policy(asking.endpoint)
         if policy == "least_pending" or (policy == "sticky" and asking.options.group is None):
-            least = min(serving.load for serving in able.values())
+            doubted = self._doubted(asking)
+            least = min(serving.load for who, serving in able.items() if who is worker or who not in doubted)
             expect(mine.load == least, asking, "went to a load of", mine.load, "though one has", least)
         elif policy == "newest" and asking is self._fresh:
             expect(worker is list(able)[-1], asking, "did not go to the newest")
+
+    def _doubted(self, asking: Asking) -> set[Session]:
+        """Who is passed over for this class as long as somebody better is free: what was learned is not judged here."""
+        endpoint = self.router.registry.by_name.get(asking.endpoint)
+        classes = None if endpoint is None else endpoint.classes
+        name = class_of(asking.method)
+        if classes is None or name not in classes.had:
+            return set()
+        return {registration.session for registration in classes.doubts.get(name, ())}
 
     def _able(self, asking: Asking) -> dict[Session, Serving]:
         """Who can take it now, oldest first."""
