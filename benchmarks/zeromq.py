@@ -161,7 +161,7 @@ class Signed:
     def attach(self) -> None:
         """Become the worker. The forwarder takes it as such for its name, as soon as it has come."""
         if self._mac is None:
-            time.sleep(0.3)
+            time.sleep(0.3)  # it comes with the connection, and nobody says when
             return
         self._send([], b"attach_request", b"{}", b'{"endpoint":"data","role":"worker"}')
         assert b'"ok"' in self.socket.recv_multipart()[5]

@@ -16,7 +16,6 @@ from broker.cli.token import grant_options
 
 _INPUT_MAX_BYTES = 4096
 
-
 Command = TypeVar("Command", bound=Callable[..., None])
 
 

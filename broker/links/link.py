@@ -591,5 +591,5 @@ class Link(LinkEnd):
 
 
 if native.Writer is not None:
-    native.know_outbox(Link, Writer, Writer._flush)
+    native.know_outbox(Link, Writer, Writer._flush, _LINKS_PER_SLICE)
     Writer._flush = native.flush_all  # type: ignore[method-assign, assignment]

@@ -1476,7 +1476,7 @@ static PyObject *in_python(PyObject *method, PyObject *const *args, Py_ssize_t c
     return NULL;
 }
 
-#define PER_SLICE_MAX 128      /* links that are looked at in one turn: more are left to that */
+static Py_ssize_t per_slice_max; /* links that it looks at in one turn: more are left to it */
 
 /* Writer._flush, in C where that is one slice of links: whatever a link leaves to Python, `flush` does. */
 static PyObject *flush_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -1484,7 +1484,7 @@ static PyObject *flush_all(PyObject *Py_UNUSED(module), PyObject *const *args, P
     static PyObject *again;
     PyObject *marks = count == 1 ? args[0] : NULL, *links, *counters, *fresh;
     if (!is(marks, marks_type) || (links = at(marks, marks_dirty)) == NULL || !PyList_CheckExact(links)
-        || PyList_GET_SIZE(links) > PER_SLICE_MAX || !is(counters = at(marks, marks_counters), link_counters_type)
+        || PyList_GET_SIZE(links) > per_slice_max || !is(counters = at(marks, marks_counters), link_counters_type)
         || at(marks, marks_flush_link) == NULL || !PyCFunction_CheckExact(at(marks, marks_flush_link))
         || PyCFunction_GET_FUNCTION(at(marks, marks_flush_link)) != (PyCFunction)flush)
         return in_python(flush_all_method, args, count);
@@ -1728,10 +1728,13 @@ static PyObject *know_outbox(PyObject *Py_UNUSED(module), PyObject *const *args,
         {&given, "_limits", &outbox_limits}, {&marks, "_dirty", &marks_dirty}, {&marks, "_scheduled", &marks_scheduled},
         {&marks, "_loop", &marks_loop}, {&marks, "_counters", &marks_counters}, {&marks, "_flush_link", &marks_flush_link},
     };
-    if (count != 3 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "know_outbox takes two types and a function");
+    if (count != 4 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "know_outbox takes two types, a function and a number");
         return NULL;
     }
+    per_slice_max = PyLong_AsSsize_t(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
     given = (PyTypeObject *)args[0];
     marks = (PyTypeObject *)args[1];
     if (find_slots(slots, sizeof(slots) / sizeof(*slots)) < 0)
@@ -1808,8 +1811,8 @@ static PyMethodDef functions[] = {
      "know(Asked, Answered, Body, Call, End, Attempt, Request, Options, ReplyMeta, ENDED_OK)\n--\n\nThe types of the core; "
      "once, before all else."},
     {"know_outbox", (PyCFunction)(void (*)(void))know_outbox, METH_FASTCALL,
-     "know_outbox(Link, Writer, flush)\n--\n\nThe types of the links that a Writer here writes to, and of what flushes them, "
-     "with its own method; once, before the first."},
+     "know_outbox(Link, Writer, flush, links_per_slice)\n--\n\nThe types of the links that a Writer here writes to, and of "
+     "what flushes them, with its own method and bound; once, before the first."},
     {"know_peer", (PyCFunction)(void (*)(void))know_peer, METH_FASTCALL,
      "know_peer(Session, WebSocketPeer)\n--\n\nThe types of the sessions and peers that `spread` passes by; once."},
     {"know_core", (PyCFunction)(void (*)(void))know_core, METH_FASTCALL,
@@ -1839,7 +1842,8 @@ PyMODINIT_FUNC PyInit__native(void)
         || PyModule_AddObjectRef(made, "Writer", (PyObject *)&WriterType) < 0
         || PyModule_AddObjectRef(made, "Matcher", (PyObject *)&MatcherType) < 0
         || PyModule_AddObjectRef(made, "Feeder", (PyObject *)&FeederType) < 0
-        || add_method(made, &flush_all_definition) < 0 || add_method(made, &get_buffer_definition) < 0 || add_method(made, &buffer_updated_definition) < 0) {
+        || add_method(made, &flush_all_definition) < 0 || add_method(made, &get_buffer_definition) < 0
+        || add_method(made, &buffer_updated_definition) < 0) {
         Py_DECREF(made);
         return NULL;
     }

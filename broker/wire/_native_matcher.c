@@ -224,7 +224,8 @@ static int may_ask(Matcher *self, PyObject *event, Plan *plan)
 {
     PyObject *session = plan->session = at(event, asked_session), *wire_id = plan->wire_id = at(event, asked_wire_id),
              *state = self->state, *limits = at(state, state_limits), *roles;
-    if (!is(session, session_type) || wire_id == NULL || !(PyBytes_CheckExact(wire_id) || PyLong_CheckExact(wire_id) || PyUnicode_CheckExact(wire_id))
+    if (!is(session, session_type) || wire_id == NULL
+        || !(PyBytes_CheckExact(wire_id) || PyLong_CheckExact(wire_id) || PyUnicode_CheckExact(wire_id))
         || at(session, session_link) == NULL || at(session, session_link) == Py_None
         || !is_dict(plan->requests = at(session, session_requests)) || !is_dict(roles = at(session, session_roles))
         || at(state, state_draining) != Py_False || limits == NULL)
@@ -256,7 +257,8 @@ static int may_go(Matcher *self, PyObject *event, Plan *plan)
         || (timeout = at(options, options_timeout)) == NULL || at(endpoint, endpoint_name) == NULL)
         return 0;
     plan->timeout = seconds(timeout == Py_None ? at(endpoint, endpoint_deadline) : timeout);
-    if (!(plan->timeout > 0 && plan->timeout < 1e9) || (timeout != Py_None && !(plan->timeout <= seconds(at(endpoint, endpoint_deadline_max)))))
+    if (!(plan->timeout > 0 && plan->timeout < 1e9)
+        || (timeout != Py_None && !(plan->timeout <= seconds(at(endpoint, endpoint_deadline_max)))))
         return 0;
     plan->registration = first_of(plan->policy, method, &plan->load, &plan->lowest);
     return plan->registration != NULL && is(plan->worker = at(plan->registration, registration_session), session_type)
@@ -269,7 +271,8 @@ static PyObject *add_deadline(Matcher *self, PyObject *request, double due_at, P
     static PyObject *add;
     PyObject *deadlines = self->deadlines, *per_slot = at(deadlines, deadlines_per_slot), *last = at(deadlines, deadlines_last);
     double slot = per_slot && PyFloat_CheckExact(per_slot) ? due_at * PyFloat_AS_DOUBLE(per_slot) : -1.0;
-    if (slot >= 0 && slot < (double)(PY_SSIZE_T_MAX / 4) && (Py_ssize_t)slot + 1 == count_at(deadlines, deadlines_last_slot) && is_dict(last))
+    if (slot >= 0 && slot < (double)(PY_SSIZE_T_MAX / 4)
+        && (Py_ssize_t)slot + 1 == count_at(deadlines, deadlines_last_slot) && is_dict(last))
         return PyDict_SetItem(last, request, Py_None) < 0 ? NULL : Py_NewRef(last);
     if (add == NULL && (add = PyUnicode_InternFromString("add")) == NULL)
         return NULL;
@@ -387,6 +390,7 @@ end:
 /* The books in which an end is counted, borrowed, and where. */
 typedef struct {
     PyObject *ended, *latency;
+    long ends;
     double sum_s;
     Py_ssize_t bucket;
 } Books;
@@ -407,13 +411,14 @@ static int open_books(Matcher *self, double elapsed_s, Books *books)
     if (books->bucket >= PyList_GET_SIZE(books->latency))
         books->bucket = PyList_GET_SIZE(books->latency) - 1;
     count = PyList_GET_ITEM(books->latency, books->bucket);
-    return PyLong_CheckExact(count) && number_of(books->ended, self->ok) >= 0;
+    books->ends = number_of(books->ended, self->ok);
+    return PyLong_CheckExact(count) && books->ends >= 0;
 }
 
 /* Count an end, as Counters.end. */
 static int count_end(Matcher *self, const Books *books, double elapsed_s)
 {
-    PyObject *number = PyLong_FromLong(number_of(books->ended, self->ok) + 1);
+    PyObject *number = PyLong_FromLong(books->ends + 1);
     int failed = number == NULL || PyDict_SetItem(books->ended, self->ok, number) < 0;
     Py_XDECREF(number);
     if (failed || (number = PyFloat_FromDouble(books->sum_s + elapsed_s)) == NULL)

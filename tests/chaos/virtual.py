@@ -68,7 +68,28 @@ def virtual_time() -> Iterator[VirtualLoop]:
         loop.close()
 
 
-class End:
+class Pretended:
+    """What every pretend transport answers a link."""
+
+    outgoing: bytearray
+    closing: bool
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.outgoing)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def can_write_eof(self) -> bool:
+        return True
+
+
+class End(Pretended):
     """One end of a connection: what asyncio calls a transport."""
 
     def __init__(self, wire: Wire) -> None:
@@ -89,20 +110,6 @@ class End:
         self.way: deque[Callable[[], None]] = deque()
 
     # ------------------------------------------------------------ what a link calls
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return len(self.outgoing)
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def can_write_eof(self) -> bool:
-        return True
 
     def write(self, data: bytes) -> None:
         if self.lost or self.eof_asked:

@@ -415,9 +415,8 @@ class Simulator:
     def arrive(self, peer: Peer, event: Callable[[Session], Event], line: str) -> None:
         if peer in self.peers and peer.session is not None:
             said = event(peer.session)
-            if (
-                isinstance(said, Answered) and peer.id % 3 == 0 and not self.calm
-            ):  # of some dialects the answers tell what a worker has
+            tells = peer.id % 3 == 0 and not self.calm  # of some dialects the answers tell what a worker has
+            if tells and isinstance(said, Answered):
                 learned = ClassAnswered(said.session, said.attempt, said.error is None)
                 self.feed(learned, f"{peer.kind}{peer.id} tells of its class")
             self.feed(said, line)

@@ -7,11 +7,11 @@ import json
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from broker.links.loop import RECEIVE_BYTES
 from broker.links.socket import SocketLink
 from broker.wire.frames import CLOSE, PING, TEXT, FrameParser, masked_frame
+from tests.chaos.virtual import Pretended
 
 ASKED = ("least/m", "least/m", "least/m", "least/k", "round/m", "sticky/q", "fresh/m", "nowhere/m")
 CALM_ASKED = ("least/m", "least/m", "least/m", "least/m", "least/m", "least/k", "fresh/m")
@@ -29,7 +29,7 @@ METHODS = (
 PARAMS: tuple[dict[str, object], ...] = ({}, {"endpoint": "least"}, {"topic": "t", "data": 1})
 
 
-class Transport(asyncio.Transport):
+class Transport(Pretended, asyncio.Transport):
     """What a link writes to: takes everything, or, while it is stuck, some of it."""
 
     def __init__(
@@ -52,20 +52,6 @@ class Transport(asyncio.Transport):
         self.reading = self.stuck = self.closing = self.lost = False
 
     # ------------------------------------------------------------ what a link calls
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return len(self.outgoing)
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def can_write_eof(self) -> bool:
-        return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override, unused-ignore]
         data = bytes(data)
