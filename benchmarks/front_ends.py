@@ -38,6 +38,7 @@ from urllib.request import Request, urlopen
 from websockets.asyncio.client import ClientConnection, connect
 
 from broker.wire.kernel import V1, Sign, read_v1, tell, write_v1
+from broker.worker.kernel.ports import free_ports
 
 TOKEN = "a-token-for-this-benchmark-alone-0123456789"
 KERNEL = "bench"
@@ -192,11 +193,6 @@ def _until_there(url: str) -> Any:
             time.sleep(0.05)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _started(stack: ExitStack, command: list[str], folder: str, **environment: str) -> subprocess.Popen[bytes]:
     with Path(folder, "log").open("ab") as log:
         process = subprocess.Popen(
@@ -213,7 +209,7 @@ def _started(stack: ExitStack, command: list[str], folder: str, **environment: s
 
 
 def _broker(stack: ExitStack, folder: str) -> Server:
-    port = _free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "broker", "serve", "--port", str(port)]
     process = _started(stack, command, folder, BROKER_AUTH__ADMIN_TOKEN=TOKEN)
     url = f"http://127.0.0.1:{port}"
@@ -226,7 +222,7 @@ def _broker(stack: ExitStack, folder: str) -> Server:
 def _jupyter(stack: ExitStack, folder: str, python: str) -> Server | None:
     if subprocess.run([python, "-c", "import jupyter_server"], capture_output=True, check=False).returncode:
         return None
-    port = _free_port()
+    (port,) = free_ports(1)
     options = (
         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.open_browser=False",
         f"--IdentityProvider.token={TOKEN}", "--ZMQChannelsWebsocketConnection.limit_rate=False", "--allow-root",

@@ -34,6 +34,7 @@ from jupyter_client.manager import KernelManager
 from benchmarks.processes import Daemon, cpu_s, daemon, end, peak_kib
 from benchmarks.sdk import TOKEN
 from broker import AsyncClient, Client
+from broker.worker.kernel.process import kernel_ports
 
 ENDPOINT = "kernels.bench"
 GOAL_MS = 1.0
@@ -128,7 +129,8 @@ async def printing(url: str, mb: int, pids: dict[str, int]) -> dict[str, Any]:
 
 def measure(broker: Daemon, folder: Path, arguments: argparse.Namespace) -> Any:
     url, environment = broker.url, broker.environment | {"BROKER_URL": broker.url, "BROKER_TOKEN": TOKEN}
-    manager = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
+    file = str(folder / "kernel.json")
+    manager = KernelManager(kernel_name="python3", connection_file=file, **kernel_ports())
     manager.start_kernel()
     started: list[subprocess.Popen[bytes]] = []
 

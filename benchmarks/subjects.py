@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.echo import self_signed
 from benchmarks.processes import ROOT, START_S, daemon, end, family, pinned, processors
+from broker.worker.kernel.ports import free_ports
 
 HERE = Path(__file__).parent
 TOKEN = secrets.token_urlsafe(32)
@@ -147,14 +148,14 @@ def _printing_its_port(command: list[str]) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _nats_server() -> Peer:
-    port = _free_port()
+    (port,) = free_ports(1)
     with _until_it_listens("nats", [_nats() or "", "-a", "127.0.0.1", "-p", str(port)], port) as pid:
         yield port, pid, "nats"
 
 
 @contextmanager
 def _crossbar_node() -> Peer:
-    port = _free_port()
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(_crossbar_config(port)))
         command = [_crossbar() or "", "start", "--cbdir", folder, "--loglevel", "warn"]
@@ -174,12 +175,6 @@ def _crossbar_config(port: int) -> dict[str, Any]:
         "options": {"allowed_origins": ["*"], "enable_webstatus": False},
     }
     return {"version": 2, "workers": [{"type": "router", "realms": [realm], "transports": [transport]}]}
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

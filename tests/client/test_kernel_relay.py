@@ -23,6 +23,7 @@ from broker.auth.connection_files import write_connection_file
 from broker.client.kernel_relay import KernelRelay, NoKernel
 from broker.worker.kernel import asking
 from broker.worker.kernel.kernel import Kernel
+from broker.worker.kernel.process import kernel_ports
 from broker.worker.worker import Worker
 from tests.peer.harness import SECRET, broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, kernel_running, outputs
@@ -260,7 +261,8 @@ def test_an_interrupt_request_has_its_busy_and_idle(tmp_path: Path) -> None:
         return found
 
     async def main() -> None:
-        manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=str(tmp_path / "own.json"))
+        file = str(tmp_path / "own.json")
+        manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=file, **kernel_ports())
         await manager.start_kernel()
         try:
             async with kernel_running() as (_, client), KernelRelay(client, ENDPOINT) as relay:

@@ -32,7 +32,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from broker.config.load import load
+from broker.worker.kernel.ports import free_ports
 from tests.docs.blocks import ROOT, Block
 
 PORT = "8787"
@@ -56,7 +56,7 @@ class Story:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         self.patience_s = PATIENCE_S
         self._background: list[subprocess.Popen[str]] = []
         runtime = folder / "runtime"
@@ -264,9 +264,3 @@ def _check_brackets(block: Block, text: str) -> None:
     for pair in ("{}", "()", "[]"):
         if text.count(pair[0]) != text.count(pair[1]):
             raise Wrong(f"{block.place}: {pair} do not pair")
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from broker.auth.connection_files import read_connection_file
-from broker.wire.connection_file import ConnectionFileError, ConnectionInfo
+from broker.wire.connection_file import PORTS, ConnectionFileError, ConnectionInfo
+from broker.worker.kernel.ports import free_ports
 
 INSTALL = "pip install 'request-broker[jupyter]' installs jupyter_client and ipykernel"
 ENDS_S = 5.0
@@ -61,8 +62,8 @@ class Started:
     async def start(self) -> ConnectionInfo:
         """Where it is, from now on. Raises KernelError: no such kernelspec, it does not start."""
         self.spec = find_spec(self.name)
-        self._manager = _jupyter_client().AsyncKernelManager(kernel_name=self.name)
         try:
+            self._manager = _jupyter_client().AsyncKernelManager(kernel_name=self.name, **kernel_ports())
             await self._manager.start_kernel(env=_environment())
         except Exception as error:  # whatever a kernelspec's command or a provisioner raises
             raise KernelError(f"the kernel {self.name} does not start: {error}") from None
@@ -137,6 +138,11 @@ class Attached:
 
     async def end(self, *, now: bool) -> None:
         """It goes on."""
+
+
+def kernel_ports() -> dict[str, Any]:
+    """What a KernelManager is told, so that it takes these ports and not ones others may be given. Raises OSError."""
+    return {"cache_ports": False} | dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
 
 
 def find_specs() -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from broker.core.limits import Limits
 from broker.peer import errors
 from broker.wire.connection_file import ConnectionInfo, parse, render
 from broker.worker.kernel.bounds import Bounds
-from broker.worker.kernel.process import Attached, KernelError, Started
+from broker.worker.kernel.process import Attached, KernelError, Started, kernel_ports
 from broker.worker.kernel.worker import DEADLINE_S, KernelWorker
 from tests.peer.harness import SECRET, broker_running, run, until
 from tests.worker.kernel.harness import ENDPOINT, execute_content, header, heard, is_status, kernel_running, outputs
@@ -338,7 +338,8 @@ def test_shutdown_ends_kernel_and_worker() -> None:
 @asynccontextmanager
 async def elsewhere(tmp_path: Path) -> AsyncIterator[tuple[Path, Any]]:
     """A kernel that somebody else has started, and its manager."""
-    manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=str(tmp_path / "kernel.json"))
+    file = str(tmp_path / "kernel.json")
+    manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=file, **kernel_ports())
     await manager.start_kernel()
     try:
         yield tmp_path / "kernel.json", manager
