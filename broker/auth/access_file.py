@@ -1,15 +1,15 @@
 """The access file: how commands of the same user on the same machine find a running broker and get in."""
 
-import fcntl
 import os
 import re
 import tempfile
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
-from broker.auth.private_files import make_private_folder, read_checked, replace_file
+from broker.auth.private_files import HeldFile, is_held, make_private_folder, read_checked
 from broker.config.model import Server
 
 DEFAULT_PORT = Server().port
@@ -52,21 +52,11 @@ def _is_own_folder(folder: Path) -> bool:
     return folder.is_dir() and state.st_uid == os.geteuid() and not state.st_mode & 0o022
 
 
-class AccessFile:
-    """The access file of a running broker, from `write` to `remove`.
-
-    It stays locked while the process lives, and the system takes the lock away with the process: so a file
-    left by a killed broker is known for stale even when its process number is somebody else's by now.
-    """
-
-    __slots__ = ("_descriptor", "path")
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
+class AccessFile(HeldFile):
+    """The access file of a running broker, from `write` to `remove`."""
 
     @classmethod
-    def write(cls, port: int, access: Access, folder: Path | None = None) -> "AccessFile":
+    def write(cls, port: int, access: Access, folder: Path | None = None) -> Self:
         """Write the file for a port (0600, whole at once), over one left behind.
 
         Raises AccessError when the folder is not the user's own or cannot be written.
@@ -75,27 +65,9 @@ class AccessFile:
         path = folder / f"{port}.json"
         try:
             make_private_folder(folder)
-            descriptor = replace_file(path, msgspec.json.encode(access), prepare=_lock)
+            return cls.hold(path, msgspec.json.encode(access))
         except OSError as error:
             raise AccessError(f"cannot write the access file {path}: {error}") from None
-        return cls(path, descriptor)
-
-    def remove(self) -> None:
-        """Remove the file, unless a later broker on this port has put its own there. Harmless when repeated."""
-        if self._descriptor < 0:
-            return
-        try:
-            if os.path.samestat(self.path.lstat(), os.fstat(self._descriptor)):
-                self.path.unlink()
-        except OSError:
-            pass  # gone already, with its folder perhaps: unlocking makes it stale anyway
-        finally:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _lock(descriptor: int) -> None:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def live(folder: Path | None = None) -> dict[int, Access]:
@@ -141,19 +113,11 @@ def _read(path: Path) -> Access | None:
         return None
     try:
         access = msgspec.json.decode(read_checked(descriptor, path, _SIZE_MAX), type=Access)
-        return access if _is_locked(descriptor) and _is_running(access.pid) else None
+        return access if is_held(descriptor) and _is_running(access.pid) else None
     except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
     finally:
         os.close(descriptor)
-
-
-def _is_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _is_running(pid: int) -> bool:

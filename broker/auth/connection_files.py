@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Self
 
-from broker.auth.private_files import read_whole, replace_file
+from broker.auth.private_files import HeldFile, is_held, read_whole, replace_file
 from broker.wire.connection_file import SIZE_MAX, ConnectionFileError, ConnectionInfo, check, parse, render
 
 KEY_MAX = 4096
@@ -18,13 +19,27 @@ def write_connection_file(path: Path, info: ConnectionInfo) -> None:
     os.close(replace_file(path, render(info)))
 
 
-def remove_connection_file(path: Path, info: ConnectionInfo) -> None:
-    """Remove the file that `info` was written to, unless it says something else by now: then it is another's."""
+class ConnectionFile(HeldFile):
+    """The connection file of a running broker, from `write` to `remove`."""
+
+    @classmethod
+    def write(cls, path: Path, info: ConnectionInfo) -> Self:
+        """As `write_connection_file`. Raises ConnectionFileError also when a running broker's file is there."""
+        check(info)
+        if _is_held(path):
+            raise ConnectionFileError(f"{path} is that of another running broker: each needs a file of its own")
+        return cls.hold(path, render(info))
+
+
+def _is_held(path: Path) -> bool:
     try:
-        if read_connection_file(path) == info:
-            path.unlink()
-    except (ConnectionFileError, OSError):
-        pass  # gone, or no longer ours to judge
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False  # there is none, or it cannot be ours; what writes it says what is wrong
+    try:
+        return is_held(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_connection_file(path: Path) -> ConnectionInfo:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 LOCK_TIMEOUT_S = 5.0
 
@@ -99,6 +100,51 @@ def replace_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambd
         temporary.unlink(missing_ok=True)
         raise
     return descriptor
+
+
+class HeldFile:
+    """A private file of a running process, from `hold` to `remove`.
+
+    It stays locked while the process lives, and the system takes the lock away with the process: so a file left by a
+    killed one is known for stale.
+    """
+
+    __slots__ = ("_descriptor", "path")
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def hold(cls, path: Path, data: bytes) -> Self:
+        """Put it there as `replace_file` does, over one of another process too. Raises OSError."""
+        return cls(path, replace_file(path, data, prepare=_hold))
+
+    def remove(self) -> None:
+        """Remove the file, unless a later process has put its own there. Harmless when repeated."""
+        if self._descriptor < 0:
+            return
+        try:
+            if os.path.samestat(self.path.lstat(), os.fstat(self._descriptor)):
+                self.path.unlink()
+        except OSError:
+            pass  # gone already, with its folder perhaps: unlocking makes it stale anyway
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _hold(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(descriptor: int) -> bool:
+    """Whether an open file is a HeldFile of a process that lives, this one included."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

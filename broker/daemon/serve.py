@@ -13,7 +13,7 @@ from pathlib import Path
 
 from broker._version import VERSION
 from broker.auth.access_file import Access, AccessError, AccessFile, runtime_folder
-from broker.auth.connection_files import remove_connection_file, write_connection_file
+from broker.auth.connection_files import ConnectionFile
 from broker.auth.private_files import make_private_folder
 from broker.auth.tokens import TokenStore, default_tokens_path, local_principal, new_secret
 from broker.auth.users import UserStore, default_users_path
@@ -89,8 +89,8 @@ class _Daemon:
             finally:
                 if access is not None:
                     access.remove()
-                if connection_file is not None and broker.zeromq is not None:
-                    remove_connection_file(connection_file, broker.zeromq.info)
+                if connection_file is not None:
+                    connection_file.remove()
         finally:
             await self._stop(broker)
 
@@ -125,7 +125,7 @@ class _Daemon:
             log.warning("commands on this machine will need --url and --token: %s", error)
             return None
 
-    def _write_connection_file(self, broker: Broker) -> Path | None:
+    def _write_connection_file(self, broker: Broker) -> ConnectionFile | None:
         """Where the ZeroMQ door is, and its key. Raises StartError: without the file nobody could use the door."""
         if broker.zeromq is None:
             return None
@@ -136,11 +136,11 @@ class _Daemon:
         try:
             if not configured:
                 make_private_folder(path.parent)
-            write_connection_file(path, info)
+            file = ConnectionFile.write(path, info)
         except (OSError, ConnectionFileError) as error:
             raise StartError(f"cannot write the connection file: {error}; set zeromq.connection_file") from None
         log.info("ZeroMQ on %s; connection file %s", info.url("shell"), path)
-        return path
+        return file
 
     async def _serve(self, broker: Broker, url: str) -> int:
         # What has been made until now stays: the collector need not walk over it again and again.

@@ -10,12 +10,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file as upstream_writes
 
-from broker.auth.connection_files import (
-    read_connection_file,
-    read_key_file,
-    remove_connection_file,
-    write_connection_file,
-)
+from broker.auth.connection_files import ConnectionFile, read_connection_file, read_key_file, write_connection_file
 from broker.wire.connection_file import ConnectionFileError, ConnectionInfo
 
 INFO = ConnectionInfo(
@@ -91,15 +86,27 @@ def test_a_key_file(tmp_path: Path) -> None:
         read_key_file(path)
 
 
+def test_a_running_broker_s_is_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    write_connection_file(path, INFO)  # nobody's, or that of a broker that was killed
+    mine = msgspec.structs.replace(INFO, key="this broker's")
+    file = ConnectionFile.write(path, mine)
+    with pytest.raises(ConnectionFileError, match=r"kernel\.json is that of another running broker"):
+        ConnectionFile.write(path, INFO)
+    assert read_connection_file(path) == mine
+    file.remove()
+    assert not path.exists()
+    ConnectionFile.write(path, INFO).remove()
+
+
 def test_one_is_removed_by_who_wrote_it_alone(tmp_path: Path) -> None:
     path = tmp_path / "kernel.json"
+    file = ConnectionFile.write(path, INFO)
     theirs = msgspec.structs.replace(INFO, key="another broker's")
     write_connection_file(path, theirs)
-    remove_connection_file(path, INFO)
+    file.remove()
     assert read_connection_file(path) == theirs
-    remove_connection_file(path, theirs)
-    assert not path.exists()
-    remove_connection_file(path, theirs)  # again is no error
+    file.remove()  # again is no error
 
 
 def test_a_folder_that_is_not_there_is_named_as_it_was_given(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_it_starts_writes_its_access_file_and_is_used_with_it(tmp_path: Path) ->
         assert not [line for line in running.lines() if line["level"] == "error"], running.log
 
 
-def test_the_connection_file_of_a_broker_that_came_later_stays(tmp_path: Path) -> None:
+def test_the_connection_file_of_a_running_broker_stays_its_own(tmp_path: Path) -> None:
     file = tmp_path / "zeromq.json"
     names = {"BROKER_ZEROMQ__ENABLED": "true", "BROKER_ZEROMQ__CONNECTION_FILE": str(file)}
     folders = [tmp_path / "before", tmp_path / "after"]
@@ -68,15 +68,19 @@ def test_the_connection_file_of_a_broker_that_came_later_stays(tmp_path: Path) -
         folder.mkdir()
     with daemon(folders[0], env=names) as before:
         first = file.read_text()
-        with daemon(folders[1], env=names) as after:
-            second = file.read_text()
-            assert first != second
-            before.signal(signal.SIGTERM)
-            assert before.ended() == 0
-            assert file.read_text() == second
-            after.signal(signal.SIGTERM)
-            assert after.ended() == 0
-            assert not file.exists(), "nothing stale stays"
+        ended = command(folders[1], "serve", "--port", "0", env=names)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.splitlines()
+        for word in (str(file), "another running broker", "zeromq.connection_file"):
+            assert word in line
+        assert file.read_text() == first
+        before.signal(signal.SIGKILL)
+        assert before.ended() == -signal.SIGKILL
+    with daemon(folders[1], env=names) as after:  # over what a killed one has left
+        assert file.read_text() != first
+        after.signal(signal.SIGTERM)
+        assert after.ended() == 0
+        assert not file.exists(), "nothing stale stays"
 
 
 def test_each_start_has_a_token_of_its_own(tmp_path: Path) -> None:
