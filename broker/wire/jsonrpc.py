@@ -699,7 +699,7 @@ _NOTIFICATION_SIZES = (39, 44)
 def _looks_plain(text: bytes, e: Envelope) -> bool:
     method, beside = e.method, len(text) - len(e.id)
     if method is None:
-        if e.result is ABSENT or e.error is not ABSENT or e.meta is not ABSENT:
+        if e.id is ABSENT or e.result is ABSENT or e.error is not ABSENT or e.meta is not ABSENT:
             return False
         beside -= len(e.result)
         return beside in _RESULT_SIZES

@@ -103,6 +103,8 @@ def test_ids_that_are_no_json(text: str) -> None:
         '{"jsonrpc": "2.0", "method": "m", "params": [], "params": {}}',
         '{"jsonrpc":"2.0","id":12345,"id":"node-7-1"}',
         '{"jsonrpc":"2.0","id":"node-7-1","result":1,"result":2}',
+        '{"jsonrpc":"2.0","result":1,"result":2}',
+        '{"result":1,"result":"2.0","jsonrpc":"2.0"}',
         '{"jsonrpc":"2.0","id":"node-7-1","result":1,"\\u0069d":"node-7-2"}',
         '{"jsonrpc":"2.0","id":1,"method":"m","\\u006dethod":"n"}',
         '{"jsonrpc":"2.0","id":1,"method":"m","params":"%s","id":2}' % ("x" * 5000),
