@@ -773,11 +773,13 @@ class Simulator:
         self.feed(event, f"echo of {peer.kind}{peer.id}: {type(event).__name__} {wire_id!r}")
 
 
-def shorten(seed: int, steps: int, tries_max: int = 400) -> tuple[list[int], Failure]:
+def shorten(
+    seed: int, steps: int, tries_max: int = 400, *, compiled: bool = False, calm: bool = False
+) -> tuple[list[int], Failure]:
     """The least of a failing seed's ideas with which it still fails, and how."""
 
     def failure(only: Collection[int] | None) -> tuple[int, Failure | None]:
-        simulator = Simulator(seed, only=only)
+        simulator = Simulator(seed, only=only, compiled=compiled, calm=calm)
         try:
             simulator.run(steps)
         except Failure as found:
@@ -803,14 +805,14 @@ def main() -> int:
     started = time.monotonic()
     digest = hashlib.sha256()
     failed = done = 0
+    how: dict[str, bool] = {"compiled": given.compiled, "calm": given.calm}
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         done += given.steps
         try:
-            simulator = Simulator(seed, compiled=given.compiled, calm=given.calm)
-            digest.update(simulator.run(given.steps).encode())
+            digest.update(Simulator(seed, **how).run(given.steps).encode())
         except Failure as failure:
             failed += 1
-            ideas, shortened = ([], failure) if given.whole else shorten(seed, given.steps)
+            ideas, shortened = ([], failure) if given.whole else shorten(seed, given.steps, **how)
             print(f"{shortened}\nonly its ideas {ideas} are needed", file=sys.stderr)
             if failed >= 3:
                 break

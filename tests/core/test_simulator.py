@@ -617,19 +617,20 @@ def test_a_broken_router_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch
             Simulator(seed).run(600)
 
 
-def test_a_failing_seed_is_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("calm", [False, True])
+def test_a_failing_seed_is_made_short(monkeypatch: pytest.MonkeyPatch, calm: bool) -> None:
     a_part_is_passed_on_twice(monkeypatch)
-    seed = next(seed for seed in range(160) if fails(seed))
-    ideas, failure = shorten(seed, 600, tries_max=200)
+    seed = next(seed for seed in range(160) if fails(seed, calm))
+    ideas, failure = shorten(seed, 600, tries_max=200, calm=calm)
     assert len(ideas) <= 12
     assert "got part" in str(failure)
     with pytest.raises(Failure, match=str(failure).splitlines()[0][:20]):
-        Simulator(seed, only=ideas).run(600)
+        Simulator(seed, only=ideas, calm=calm).run(600)
 
 
-def fails(seed: int) -> bool:
+def fails(seed: int, calm: bool) -> bool:
     try:
-        Simulator(seed).run(600)
+        Simulator(seed, calm=calm).run(600)
     except Failure:
         return True
     return False
