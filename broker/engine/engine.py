@@ -47,7 +47,7 @@ class Engine:
         *,
         prune_slice: int = 500,
         fanout_slice: int = 200,
-        compiled: bool = True,
+        compiled: bool,
     ) -> None:
         self.router = router
         self.loop = loop
