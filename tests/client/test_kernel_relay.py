@@ -23,10 +23,9 @@ from broker.auth.connection_files import write_connection_file
 from broker.client.kernel_relay import KernelRelay, NoKernel
 from broker.worker.kernel import asking
 from broker.worker.kernel.kernel import Kernel
-from broker.worker.kernel.process import kernel_ports
 from broker.worker.worker import Worker
 from tests.peer.harness import SECRET, broker_running, run, until
-from tests.worker.kernel.harness import ENDPOINT, kernel_running, outputs
+from tests.worker.kernel.harness import ENDPOINT, elsewhere, kernel_running, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
 
@@ -262,16 +261,14 @@ def test_an_interrupt_request_has_its_busy_and_idle(tmp_path: Path) -> None:
         return found
 
     async def main() -> None:
-        file = str(tmp_path / "own.json")
-        manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=file, **kernel_ports())
-        await manager.start_kernel()
-        try:
-            async with kernel_running() as (_, client), KernelRelay(client, ENDPOINT) as relay:
-                write_connection_file(tmp_path / "k.json", relay.info)
-                relayed = await asyncio.to_thread(words, tmp_path / "k.json")
-                assert relayed == await asyncio.to_thread(words, tmp_path / "own.json")
-        finally:
-            await manager.shutdown_kernel(now=True)
+        async with (
+            elsewhere(tmp_path) as (own, _),
+            kernel_running() as (_, client),
+            KernelRelay(client, ENDPOINT) as relay,
+        ):
+            write_connection_file(tmp_path / "k.json", relay.info)
+            relayed = await asyncio.to_thread(words, tmp_path / "k.json")
+            assert relayed == await asyncio.to_thread(words, own)
 
     run(main)
 

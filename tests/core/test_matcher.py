@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,44 +23,25 @@ from broker.core.requests import Requests
 from broker.core.sessions import Session
 from broker.links.compiled import core
 from broker.wire import native
-from tests.core.harness import World
+from tests.core.harness import World, calls_of_python
 from tests.core.simulator import Simulator
 
 if core() != "compiled core":
     pytest.skip("there is no compiled core here", allow_module_level=True)
 
 SEEDS = int(os.environ.get("MATCHER_SEEDS", "60"))
-BOTH = Grant(Role.CALLER | Role.WORKER)
-
-
-class Seen:
-    """Counts what goes to Python."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.asked = self.answered = 0
-        for name in ("asked", "answered"):
-            patch.setattr(Requests, name, self._counting(name))
-
-    def _counting(self, name: str) -> Callable[..., None]:
-        method = getattr(Requests, name)
-
-        def counted(requests: Requests, event: Any, now: float) -> None:
-            setattr(self, name, getattr(self, name) + 1)
-            method(requests, event, now)
-
-        return counted
 
 
 @pytest.mark.parametrize("calm", [True, False])
 def test_runs_go_the_same_way_word_for_word(monkeypatch: pytest.MonkeyPatch, calm: bool) -> None:
     """The witness judges every step of both, and all tables are checked."""
-    seen = Seen(monkeypatch)
+    seen = calls_of_python(monkeypatch)
     python = compiled = 0
     for seed in range(SEEDS):
         expected = Simulator(seed, calm=calm).run(1000)
-        python, seen.answered = python + seen.answered, 0
+        python, seen["answered"] = python + seen["answered"], 0
         assert Simulator(seed, calm=calm, compiled=True).run(1000) == expected, f"seed {seed}"
-        compiled, seen.answered = compiled + seen.answered, 0
+        compiled, seen["answered"] = compiled + seen["answered"], 0
     assert python > SEEDS * 20
     assert compiled < python * 0.9, "some were answered in C"
 
@@ -83,11 +65,11 @@ def warm(world: World, caller: Session, worker: Session) -> None:
     world.take()
 
 
-def asked(seen: Seen, world: World, event: Asked) -> bool:
+def asked(seen: Counter[str], world: World, event: Asked) -> bool:
     """Whether C took it in."""
-    before = seen.asked
+    before = seen["asked"]
     world.feed(event)
-    return seen.asked == before
+    return seen["asked"] == before
 
 
 @pytest.mark.parametrize(
@@ -97,16 +79,16 @@ def asked(seen: Seen, world: World, event: Asked) -> bool:
      Options(timeout=3600.0), Options(timing=True), Options(priority=3), Options(wait=True), Options(meta=1)],  # type: ignore[arg-type]
 )  # fmt: skip
 def test_these_options_are_plain(monkeypatch: pytest.MonkeyPatch, options: Options) -> None:
-    seen = Seen(monkeypatch)
+    seen = calls_of_python(monkeypatch)
     world = Matched()
     caller, worker = world.caller(), world.worker()
     warm(world, caller, worker)
-    before = seen.answered
+    before = seen["answered"]
     assert asked(seen, world, Asked(caller, "a", "e", "m", Body(b"[]"), options))
     attempt = world.calls(worker)[-1].attempt
     assert attempt.request.attempts == 1 and attempt.request.deadline == world.now + (options.timeout or 30.0)
     world.answer(worker, attempt)
-    assert (seen.answered == before) == (not options.timing and isinstance(options.meta, bool))
+    assert (seen["answered"] == before) == (not options.timing and isinstance(options.meta, bool))
     assert world.one_end(caller).outcome.kind is errors.OK
     assert not caller.requests and not worker.attempts
 
@@ -130,7 +112,7 @@ def test_these_options_are_plain(monkeypatch: pytest.MonkeyPatch, options: Optio
 def test_this_is_left_to_python(
     monkeypatch: pytest.MonkeyPatch, event: Callable[[Session], Asked], kind: object
 ) -> None:
-    seen = Seen(monkeypatch)
+    seen = calls_of_python(monkeypatch)
     world = Matched(endpoints={"round": EndpointLimits(policy="round_robin")})
     grants = tuple(Grant(Role.CALLER | Role.WORKER, (name,)) for name in ("e", "nobody", "round"))
     caller = world.caller(grants=grants)
@@ -139,9 +121,9 @@ def test_this_is_left_to_python(
     warm(world, caller, worker)
     world.ask(caller, "twice")
     world.take()
-    before = seen.asked
+    before = seen["asked"]
     world.feed(event(caller))
-    assert seen.asked == before + 1
+    assert seen["asked"] == before + 1
     if kind is errors.OK:
         world.answer(worker, world.calls(worker)[-1].attempt)
     ends = world.ends(caller)
@@ -220,18 +202,18 @@ def test_a_worker_that_is_crowded_or_leaves_gets_nothing_more() -> None:
 
 
 def test_methods_of_a_class_are_judged_by_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Seen(monkeypatch)
+    seen = calls_of_python(monkeypatch)
     world = Matched()
     caller, worker = world.caller(), world.worker(methods=ClassesOf({"Data.*"}))
     for number in range(3):
         world.ask(caller, number, "e/Data.read")
         world.answer(worker, world.calls(worker)[-1].attempt)
-    assert seen.asked == 3
+    assert seen["asked"] == 3
     assert [end.outcome.kind for end in world.ends(caller)] == [errors.OK] * 3
 
 
 def test_answers_that_are_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Seen(monkeypatch)
+    seen = calls_of_python(monkeypatch)
     world = Matched()
     caller, worker, other = world.caller(), world.worker(), world.worker()
     answers: list[Callable[[int], Answered]] = [
@@ -245,9 +227,9 @@ def test_answers_that_are_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
         world.ask(caller, "a")
         call = (world.calls(worker) or world.calls(other))[-1]
         mine = call.attempt.session
-        before = seen.answered
+        before = seen["answered"]
         world.feed(answer(call.attempt.id))
-        assert seen.answered == before + 1
+        assert seen["answered"] == before + 1
         if "a" in caller.requests:
             world.answer(mine, call.attempt)
         world.take()
@@ -348,13 +330,13 @@ def test_a_table_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bounds_that_fit_no_number_of_c_are_left_to_python(monkeypatch: pytest.MonkeyPatch, limits: Any) -> None:
-    seen = Seen(monkeypatch)
+    seen = calls_of_python(monkeypatch)
     world = Matched(Limits(**limits))
     caller, worker = world.caller(), world.worker()
     warm(world, caller, worker)
     world.ask(caller, 1)
     world.answer(worker, world.calls(worker)[-1].attempt)
-    assert world.one_end(caller).outcome.kind is errors.OK and seen.asked == 2
+    assert world.one_end(caller).outcome.kind is errors.OK and seen["asked"] == 2
 
 
 def test_what_is_fed_while_a_reply_is_told_of_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:

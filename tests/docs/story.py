@@ -56,7 +56,7 @@ class Story:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_ports(1)[0]
+        (self.port,) = free_ports(1)
         self.patience_s = PATIENCE_S
         self._background: list[subprocess.Popen[str]] = []
         runtime = folder / "runtime"

@@ -25,7 +25,6 @@ from broker.core.access import Grant, Principal, Role
 from broker.core.events import Drain
 from broker.core.limits import EndpointLimits, Limits
 from broker.core.messages import Options
-from broker.core.requests import Requests
 from broker.core.router import Router
 from broker.engine.engine import Engine
 from broker.links.compiled import PURE
@@ -37,6 +36,7 @@ from broker.transports.websocket.query import Attachment
 from broker.wire import jsonrpc, native
 from broker.wire.pieces import join_reply
 from tests.chaos.virtual import virtual_time
+from tests.core.harness import calls_of_python
 from tests.transports.websocket.pretend import Numbers, Peer, Transport
 from tests.transports.websocket.tables import standing
 
@@ -92,7 +92,7 @@ def python_link() -> type[SocketLink]:
 class World:
     """One run: the broker and its peers. `steps` holds what each step wrote, and how all stood after it."""
 
-    def __init__(self, way: Way, seed: int, *, calm: bool, one_by_one: bool) -> None:
+    def __init__(self, way: Way, seed: int, in_python: Counter[str], *, calm: bool, one_by_one: bool) -> None:
         self.way = way
         self.calm = calm
         self.one_by_one = one_by_one
@@ -107,7 +107,7 @@ class World:
         assert self.links.native == (not way.pure)
         self.peers: list[Peer] = []
         self.numbers = Numbers()
-        self.in_python: Counter[str] = Counter()
+        self.in_python = in_python
         """how often the handlers in Python took something in, by their names"""
         self.raised: list[dict[str, Any]] = []
         self.lines: list[tuple[int, str]] = []
@@ -255,17 +255,6 @@ def link_limits(rng: random.Random, calm: bool) -> LinkLimits:
     )
 
 
-def count_calls(patch: pytest.MonkeyPatch, name: str, calls: Counter[str]) -> None:
-    """Count how often this method of Requests is called."""
-    original = getattr(Requests, name)
-
-    def counting(requests: Requests, event: object, now: float) -> None:
-        calls[name] += 1
-        original(requests, event, now)
-
-    patch.setattr(Requests, name, counting)
-
-
 def run(way: Way, seed: int, steps: int, *, calm: bool, one_by_one: bool = False) -> World:
     """A run from a seed, from its first step to its last. Raises Failure."""
     with virtual_time() as loop, pytest.MonkeyPatch.context() as patch:
@@ -273,13 +262,10 @@ def run(way: Way, seed: int, steps: int, *, calm: bool, one_by_one: bool = False
         patch.setattr(jsonrpc, "_ROUTES", {})  # what all of a process have learned
         numbers = itertools.count()
         patch.setattr(secrets, "token_urlsafe", lambda _: f"secret {next(numbers)}")
-        calls: Counter[str] = Counter()
-        for name in ("asked", "answered"):
-            count_calls(patch, name, calls)
+        in_python = calls_of_python(patch)
 
         async def main() -> World:
-            world = World(way, seed, calm=calm, one_by_one=one_by_one)
-            world.in_python = calls
+            world = World(way, seed, in_python, calm=calm, one_by_one=one_by_one)
             try:
                 await world.run(steps)
                 assert not world.raised, world.raised

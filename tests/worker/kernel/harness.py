@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+
+import jupyter_client
 
 from broker.client.async_client import AsyncClient, Subscription
 from broker.node.broker import Broker
 from broker.worker.kernel.bounds import BOUNDS, Bounds
-from broker.worker.kernel.process import Process, Started
+from broker.worker.kernel.process import Process, Started, kernel_ports
 from broker.worker.kernel.worker import KernelWorker
 from tests.peer.harness import SECRET, broker_running
 
@@ -29,6 +32,18 @@ async def kernel_running(
     worker = KernelWorker(ENDPOINT, process or Started("python3"), broker.url, SECRET, bounds=bounds)
     async with AsyncClient(broker.url, SECRET, timeout=30) as client, worker:
         yield worker, client
+
+
+@asynccontextmanager
+async def elsewhere(tmp_path: Path) -> AsyncIterator[tuple[Path, Any]]:
+    """A kernel that somebody else has started, and its manager."""
+    file = str(tmp_path / "kernel.json")
+    manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=file, **kernel_ports())
+    await manager.start_kernel()
+    try:
+        yield tmp_path / "kernel.json", manager
+    finally:
+        await manager.shutdown_kernel(now=True)
 
 
 async def outputs(client: AsyncClient, code: str, **more: Any) -> tuple[list[Any], Any]:

@@ -10,12 +10,9 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import jupyter_client
 import msgspec
 import pytest
 
@@ -24,10 +21,19 @@ from broker.core.limits import Limits
 from broker.peer import errors
 from broker.wire.connection_file import ConnectionInfo, parse, render
 from broker.worker.kernel.bounds import Bounds
-from broker.worker.kernel.process import Attached, KernelError, Started, kernel_ports
+from broker.worker.kernel.process import Attached, KernelError, Started
 from broker.worker.kernel.worker import DEADLINE_S, KernelWorker
 from tests.peer.harness import SECRET, broker_running, run, until
-from tests.worker.kernel.harness import ENDPOINT, execute_content, header, heard, is_status, kernel_running, outputs
+from tests.worker.kernel.harness import (
+    ENDPOINT,
+    elsewhere,
+    execute_content,
+    header,
+    heard,
+    is_status,
+    kernel_running,
+    outputs,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -333,18 +339,6 @@ def test_shutdown_ends_kernel_and_worker() -> None:
             assert process._manager is None
 
     run(main)
-
-
-@asynccontextmanager
-async def elsewhere(tmp_path: Path) -> AsyncIterator[tuple[Path, Any]]:
-    """A kernel that somebody else has started, and its manager."""
-    file = str(tmp_path / "kernel.json")
-    manager = jupyter_client.AsyncKernelManager(kernel_name="python3", connection_file=file, **kernel_ports())
-    await manager.start_kernel()
-    try:
-        yield tmp_path / "kernel.json", manager
-    finally:
-        await manager.shutdown_kernel(now=True)
 
 
 def test_a_kernel_that_runs_is_attached_to_and_left_running(tmp_path: Path) -> None:
